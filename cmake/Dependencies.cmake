@@ -1,0 +1,13 @@
+# docs/dependencies.md says why each of these is here.
+find_package(Threads REQUIRED)
+find_package(PkgConfig REQUIRED)
+pkg_check_modules(highway REQUIRED IMPORTED_TARGET libhwy)
+pkg_check_modules(pcre2 REQUIRED IMPORTED_TARGET libpcre2-8)
+find_package(nlohmann_json 3.10 REQUIRED)
+find_path(DLPACK_INCLUDE_DIR dlpack/dlpack.h REQUIRED)
+if(FOVEA_BUILD_CLI)
+  find_package(CLI11 2.1 REQUIRED)
+endif()
+if(FOVEA_BUILD_TESTS)
+  find_package(GTest REQUIRED)
+endif()

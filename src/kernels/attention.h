@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <span>
+
+#include "fovea/core/tensor.h"
+#include "fovea/kernels/key_plan.h"
+
+/// Exact softmax attention over all, planned or selected keys.
+///
+/// Shapes: q [B,Hq,Tq,D], k [B,Hkv,Tk,D], v [B,Hkv,Tk,Dv] of one type (f32, f16 or bf16; arithmetic in f32),
+/// any strides with a contiguous last axis. Query head h reads kv head h / (Hq/Hkv). Results do not depend on
+/// the number of threads. A row that sees no key gives o = 0, lse = -inf. NaN and infinity in q, k, v
+/// propagate to the rows that see them.
+namespace fovea::kernels {
+
+/// o [B,Hq,Tq,Dv] in the type of v, lse [B,Hq,Tq] f32: the natural log of the sum of exp of the scaled,
+/// masked scores. Results over parts of the keys merge exactly; see `merge`.
+struct AttentionResult {
+  Tensor o, lse;
+};
+
+/// Which keys a row sees. Row i stands at position p = i + Tk - Tq (k_len[b] in place of Tk where given); key
+/// j is visible when j < Tk, j <= p + window_right (if >= 0), and j >= p - window_left (if >= 0) or j <
+/// prefix.
+struct Visibility {
+  int64_t window_left = -1;
+  int64_t window_right = -1;
+  int64_t prefix = 0;  ///< first keys that the left window edge does not hide (attention sinks)
+
+  static constexpr Visibility all() { return {}; }
+  static constexpr Visibility causal() { return {.window_right = 0}; }
+};
+
+/// How scores are made: s = softcap(scale q.k + bias), then visibility and mask.
+struct AttentionParams {
+  float scale = 0;    ///< 0 means 1/sqrt(D)
+  float softcap = 0;  ///< s = softcap tanh(s / softcap); 0 is off
+  Visibility visible;
+  Tensor k_len;           ///< [B] i32, keys of each batch row, 0..Tk
+  Tensor sink;            ///< [Hq] f32: one more term exp(sink) in the softmax denominator
+  Tensor bias;            ///< [1|B,1|Hq,Tq,Tk] f32, added to the scaled score
+  Tensor mask;            ///< [1|B,1|Hq,Tq,Tk] u8, 1 = visible; tiles without a visible key are skipped
+  Tensor slopes;          ///< [Hq] f32: adds -slope * |p - j| (ALiBi)
+  Tensor bias_q, bias_k;  ///< [1|B,1|Hq,Tq,R], [1|B,1|Hq,Tk,R] f32: adds bias_q . bias_k
+  int64_t query_tile = 0, key_tile = 0;  ///< 0: the kernel's choice
+};
+
+AttentionResult flash_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                              const AttentionParams& params = {});
+
+/// Gradients of the inputs, in their types; dsink [Hq] and dbias (shape of bias, summed over broadcast axes),
+/// both f32, only where sink and bias were given.
+struct AttentionGradients {
+  Tensor dq, dk, dv, dsink, dbias;
+};
+
+/// Recomputes the probabilities from lse; no Tq x Tk tensor is stored. `o` and `lse` are the forward's, `d_o`
+/// [B,Hq,Tq,Dv] is the gradient of o, `d_lse` [B,Hq,Tq] (may be undefined) that of lse.
+AttentionGradients flash_backward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                  const AttentionResult& forward, const Tensor& d_o,
+                                  const AttentionParams& params = {}, const Tensor& d_lse = {});
+
+/// Ragged batch: q [Nq,Hq,D], k [Nk,Hkv,D], v [Nk,Hkv,Dv]; sequence s owns query rows cu_q[s]..cu_q[s+1] and
+/// keys cu_k[s]..cu_k[s+1] (i32, ascending, from 0 to Nq and Nk). o [Nq,Hq,Dv], lse [Hq,Nq].
+AttentionResult flash_forward_varlen(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_q,
+                                     const Tensor& cu_k, const AttentionParams& params = {});
+
+/// The same softmax restricted to the keys of `plan` (and to params.visible).
+AttentionResult plan_forward(const Tensor& q, const Tensor& k, const Tensor& v, const KeyPlan& plan,
+                             const AttentionParams& params = {});
+AttentionGradients plan_backward(const Tensor& q, const Tensor& k, const Tensor& v, const KeyPlan& plan,
+                                 const AttentionResult& forward, const Tensor& d_o,
+                                 const AttentionParams& params = {});
+
+/// Keys and values in pages: k [P,Hkv,S,D], v [P,Hkv,S,Dv] with S tokens a page; sequence b has lengths[b]
+/// tokens, in the pages table[b,0], table[b,1], ...
+struct PagedKv {
+  Tensor k, v;
+  Tensor table;    ///< [B,max_pages] i32
+  Tensor lengths;  ///< [B] i32
+
+  /// Contiguous keys and values of every batch row seen as pages of `page_size` tokens (the last may be
+  /// ragged).
+  static PagedKv of(const Tensor& k, const Tensor& v, int64_t page_size);
+};
+
+/// A few query rows over long caches: each key and value is read once per kv head; keys are split so that one
+/// sequence uses all threads, at split points that depend on the problem alone. Row i of q stands at position
+/// length - Tq + i and sees keys up to itself. `pages` [B,Hq,Tq,R] i32 (may be undefined: all) lists the
+/// pages each row reads, -1 where unused.
+AttentionResult decode(const Tensor& q, const PagedKv& kv, const Tensor& pages = {},
+                       const AttentionParams& params = {});
+
+/// Merges results over disjoint sets of keys: L = log sum exp lse_n, o = sum exp(lse_n - L) o_n. Parts with
+/// lse = -inf count for nothing.
+AttentionResult merge(std::span<const AttentionResult> parts);
+
+}  // namespace fovea::kernels
