@@ -14,7 +14,8 @@
 namespace fovea {
 namespace {
 
-const std::set<std::string> kRooms = {"dense", "sparse", "linear", "cache", "distributed", "nn", "analysis", "study"};
+const std::set<std::string> kRooms = {"dense",       "sparse", "linear",   "cache",
+                                      "distributed", "nn",     "analysis", "study"};
 const std::set<std::string> kExchange = {"fovea/sparse/plan.h", "fovea/cache/kv_cache.h"};
 const std::set<std::string> kFoundations = {"core", "io", "kernels"};
 const std::set<std::string> kProcedures = {"model", "inference"};
@@ -61,14 +62,16 @@ TEST(Layers, OnlySimdKernelsIncludeHighway) {
 
 TEST(Layers, SourcesAreAsciiWithALicenceLine) {
   for (const char* folder : {"src", "tests", "include", "examples"})
-    for (const auto& entry : std::filesystem::recursive_directory_iterator(std::filesystem::path(FOVEA_SOURCE_DIR) / folder)) {
+    for (const auto& entry :
+         std::filesystem::recursive_directory_iterator(std::filesystem::path(FOVEA_SOURCE_DIR) / folder)) {
       if (entry.path().extension() != ".h" && entry.path().extension() != ".cc") continue;
       std::ifstream file(entry.path());
       std::string line;
       std::getline(file, line);
       EXPECT_EQ(line, "// SPDX-License-Identifier: Apache-2.0") << entry.path();
       for (int number = 2; std::getline(file, line); ++number)
-        EXPECT_TRUE(std::all_of(line.begin(), line.end(), [](char c) { return static_cast<unsigned char>(c) < 128; }))
+        EXPECT_TRUE(
+            std::all_of(line.begin(), line.end(), [](char c) { return static_cast<unsigned char>(c) < 128; }))
             << entry.path() << ":" << number;
     }
 }
