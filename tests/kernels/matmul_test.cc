@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <random>
 
@@ -66,13 +67,16 @@ Tensor rounded_activations(const Tensor& x, int64_t group) {
   return out;
 }
 
-Tensor product(const Tensor& x, const Tensor& w) {
+Tensor product(const Tensor& x_any, const Tensor& w_any) {
+  const Tensor x = x_any.contiguous(), w = w_any.contiguous();
+  const int64_t columns = x.dim(1);
   const Tensor y = Tensor::empty({x.dim(0), w.dim(0)});
   for (int64_t i = 0; i < x.dim(0); ++i)
     for (int64_t j = 0; j < w.dim(0); ++j) {
       double sum = 0;
-      for (int64_t k = 0; k < x.dim(1); ++k)
-        sum += static_cast<double>(x.at<float>(i, k)) * static_cast<double>(w.at<float>(j, k));
+      for (int64_t k = 0; k < columns; ++k)
+        sum += static_cast<double>(x.data<float>()[i * columns + k]) *
+               static_cast<double>(w.data<float>()[j * columns + k]);
       y.at<float>(i, j) = static_cast<float>(sum);
     }
   return y;
@@ -86,12 +90,9 @@ Tensor apply(const Linear& linear, const Tensor& x) {
   return y;
 }
 
-bool same_bits(const Tensor& a, const Tensor& b) {
-  for (int64_t i = 0; i < a.size(); ++i)
-    if (std::bit_cast<uint32_t>(a.contiguous().data<float>()[i]) !=
-        std::bit_cast<uint32_t>(b.contiguous().data<float>()[i]))
-      return false;
-  return a.shape() == b.shape();
+bool same_bits(const Tensor& a_any, const Tensor& b_any) {
+  const Tensor a = a_any.contiguous(), b = b_any.contiguous();
+  return a.shape() == b.shape() && std::memcmp(a.raw(), b.raw(), static_cast<size_t>(a.bytes())) == 0;
 }
 
 class Affine : public testing::TestWithParam<std::tuple<int, int64_t, bool>> {
