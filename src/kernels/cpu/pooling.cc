@@ -42,7 +42,7 @@ template <typename T>
 void mean_of_rows(const T* x, int64_t stride, int64_t rows, int64_t n, float* mean) {
   const Floats d;
   const FloatVector divisor = hn::Set(d, static_cast<float>(rows));
-  for_channel_chunks(n, [&](int64_t i, auto width) {
+  for_channel_chunks(n, [&](int64_t i, auto width) HWY_ATTR {
     if constexpr (width() == 0) {
       FloatVector sum = hn::Zero(d);
       for (int64_t r = 0; r < rows; ++r) sum = hn::Add(sum, load_tail(x + r * stride + i, n - i));
@@ -61,7 +61,7 @@ void mean_of_rows(const T* x, int64_t stride, int64_t rows, int64_t n, float* me
 template <typename T>
 void bounds_of_rows(const T* x, int64_t stride, int64_t rows, int64_t n, float* low, float* high) {
   const Floats d;
-  for_channel_chunks(n, [&](int64_t i, auto width) {
+  for_channel_chunks(n, [&](int64_t i, auto width) HWY_ATTR {
     if constexpr (width() == 0) {
       FloatVector least = load_tail(x + i, n - i), most = least;
       for (int64_t r = 1; r < rows; ++r) {

@@ -108,7 +108,7 @@ float largest_magnitude(const float* x, int64_t stride, int64_t rows, int64_t n)
   const DF d;
   auto best = hn::Zero(d);
   for (int64_t r = 0; r < rows; ++r)
-    for_vectors(n, [&](int64_t i, int64_t count) {
+    for_vectors(n, [&](int64_t i, int64_t count) HWY_ATTR {
       const auto a = hn::Abs(load(x + r * stride + i, count));
       best = hn::IfThenElse(hn::Gt(a, best), a, best);
     });
@@ -121,7 +121,7 @@ float quantize_e4m3_block(const float* x, int64_t stride, int64_t rows, int64_t 
   const float scale = quotient > 0 ? quotient : 1.0f;
   const auto divisor = hn::Set(DF(), scale);
   for (int64_t r = 0; r < rows; ++r)
-    for_vectors(n, [&](int64_t i, int64_t count) {
+    for_vectors(n, [&](int64_t i, int64_t count) HWY_ATTR {
       store_bytes(encode_e4m3(hn::Div(load(x + r * stride + i, count), divisor)), codes + r * n + i, count);
     });
   return scale;
@@ -129,7 +129,7 @@ float quantize_e4m3_block(const float* x, int64_t stride, int64_t rows, int64_t 
 
 void dequantize_e4m3_run(const uint8_t* codes, int64_t n, float scale, float* x) {
   const auto factor = hn::Set(DF(), scale);
-  for_vectors(n, [&](int64_t i, int64_t count) {
+  for_vectors(n, [&](int64_t i, int64_t count) HWY_ATTR {
     store(hn::Mul(decode_e4m3(load_bytes(codes + i, count)), factor), x + i, count);
   });
 }
@@ -216,7 +216,7 @@ void unpack(const uint8_t* packed, int64_t n, int bits, uint8_t* codes) {
 HWY_NOINLINE void clipped_range(const float* x, int64_t n, float clip, float* low, float* high) {
   const DF d;
   auto least = hn::Set(d, x[0]), most = least;
-  for_vectors(n, [&](int64_t i, int64_t count) {
+  for_vectors(n, [&](int64_t i, int64_t count) HWY_ATTR {
     auto v = load(x + i, count);
     if (count < static_cast<int64_t>(hn::Lanes(d)))
       v = hn::IfThenElse(hn::FirstN(d, static_cast<size_t>(count)), v, most);
@@ -248,7 +248,7 @@ void quantize_row(const float* x, int64_t channels, int bits, int64_t group, flo
       if (constant)
         std::fill(out, out + length, uint8_t{0});
       else
-        for_vectors(length, [&](int64_t i, int64_t count) {
+        for_vectors(length, [&](int64_t i, int64_t count) HWY_ATTR {
           const auto level = hn::Add(hn::Round(hn::Div(load(x + begin + i, count), divisor)), offset);
           const auto clamped = hn::Min(hn::Max(level, hn::Zero(d)), largest);
           store_bytes(hn::BitCast(DU(), hn::ConvertTo(di, clamped)), out + i, count);
@@ -274,7 +274,7 @@ void dequantize_row(const uint8_t* codes, const float* scale, const float* zero,
     for (int64_t g = begin / group; g * group < end; ++g) {
       const int64_t first = std::max(g * group, begin), last = std::min((g + 1) * group, end);
       const auto factor = hn::Set(d, scale[g]), offset = hn::Set(d, zero[g]);
-      for_vectors(last - first, [&](int64_t i, int64_t count) {
+      for_vectors(last - first, [&](int64_t i, int64_t count) HWY_ATTR {
         const auto level = hn::ConvertTo(d, hn::BitCast(DI(), load_bytes(buffer + first - begin + i, count)));
         store(hn::Mul(factor, hn::Sub(level, offset)), x + first + i, count);
       });
