@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "fovea/core/error.h"
+#include "fovea/io/checks.h"
 #include "fovea/io/file.h"
-#include "fovea/io/quote.h"
 
 namespace fovea::io {
 namespace {
@@ -186,9 +186,8 @@ void check_ranges(const std::vector<Entry>& entries, uint64_t data_bytes, const 
     require(first >= end, place, ": data_offsets [", first, ",", last,
             "] overlap the tensor before, which ends at ", end);
     require(first == end, place, ": data_offsets [", first, ",", last, "] leave a hole after byte ", end);
-    int64_t bytes = 0;
-    const bool fits = !__builtin_mul_overflow(entry->shape->count(), size_of(*entry->dtype), &bytes);
-    require(fits && static_cast<uint64_t>(bytes) == last - first, place, ": shape ",
+    const std::optional<int64_t> bytes = byte_count(*entry->shape, size_of(*entry->dtype));
+    require(bytes.has_value() && static_cast<uint64_t>(*bytes) == last - first, place, ": shape ",
             entry->shape->to_string(), " of ", format_name(*entry->dtype), " does not fill data_offsets [",
             first, ",", last, "]");
     end = last;
