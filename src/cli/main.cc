@@ -5,6 +5,7 @@
 #include "cli/command.h"
 #include "cli/environment.h"
 #include "cli/errors.h"
+#include "fovea/core/catalogue.h"
 #include "fovea/kernels/target.h"
 
 namespace fovea::cli {
@@ -26,6 +27,32 @@ constexpr const char* kExamples =
     "unusable\n"
     "input or arguments.";
 
+// The word of the command line that stands where a command should, if any.
+std::string first_word(int argc, char** argv) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view word = argv[i];
+    if (word == "--simd") ++i;
+    if (!word.starts_with("-")) return std::string(word);
+  }
+  return "";
+}
+
+// What CLI11 found wrong, in one line.
+std::string describe(const CLI::ParseError& error, const CLI::App& program, const std::string& word) {
+  if (program.get_subcommands().empty() && !word.empty()) {
+    std::vector<std::string> names;
+    for (const CLI::App* command : program.get_subcommands([](const CLI::App*) { return true; }))
+      names.push_back(command->get_name());
+    const std::string near = nearest_name(word, names);
+    return "there is no command '" + word + "'" +
+           (near.empty() ? "; see `fovea --help`" : "; did you mean '" + near + "'?");
+  }
+  std::string message = error.what();
+  for (char& c : message)
+    if (c == '\n') c = ' ';
+  return message + "; see `fovea --help`";
+}
+
 int run_program(int argc, char** argv) {
   CLI::App program(kHelp, "fovea");
   program.footer(kExamples);
@@ -39,10 +66,7 @@ int run_program(int argc, char** argv) {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return program.exit(error);
-    std::string message = error.what();
-    for (char& c : message)
-      if (c == '\n') c = ' ';
-    print_error(message + "; see `fovea --help`");
+    print_error(describe(error, program, first_word(argc, argv)));
     return kUnusable;
   }
   if (!simd.empty()) kernels::force_simd_target(simd);

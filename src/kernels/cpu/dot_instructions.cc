@@ -11,7 +11,8 @@ namespace fovea::kernels {
 
 namespace {
 
-// Independent sums cover the latency of the dot product.
+// Independent sums cover the latency of the dot product. They start apart, so that the compiler cannot merge
+// them, and all end in the sink.
 constexpr int kChains = 12;
 constexpr int kLanes = 16;  // sums of a 512-bit register
 
@@ -32,7 +33,7 @@ __attribute__((target("avx512f,avx512bw,avx512bf16"))) double bf16_dot_rounds(in
   const __m512 one = _mm512_set1_ps(1.0f + *sink);
   const auto x = _mm512_cvtne2ps_pbh(one, one);
   __m512 sums[kChains];
-  for (auto& sum : sums) sum = one;
+  for (int i = 0; i < kChains; ++i) sums[i] = _mm512_set1_ps(*sink + static_cast<float>(i));
   for (int64_t i = 0; i < rounds; ++i)
     for (auto& sum : sums) sum = _mm512_dpbf16_ps(sum, x, x);
   __m512 total = _mm512_setzero_ps();
@@ -46,7 +47,7 @@ __attribute__((target("avx512f,avx512bw,avx512bf16"))) double bf16_dot_rounds(in
 __attribute__((target("avx512f,avx512bw,avx512vnni"))) double int8_dot_rounds(int64_t rounds, float* sink) {
   const __m512i x = _mm512_set1_epi32(0x01010101 + static_cast<int>(*sink));
   __m512i sums[kChains];
-  for (auto& sum : sums) sum = x;
+  for (int i = 0; i < kChains; ++i) sums[i] = _mm512_set1_epi32(static_cast<int>(*sink) + i);
   for (int64_t i = 0; i < rounds; ++i)
     for (auto& sum : sums) sum = _mm512_dpbusd_epi32(sum, x, x);
   __m512i total = _mm512_setzero_si512();

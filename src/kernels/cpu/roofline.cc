@@ -12,8 +12,8 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/roofline.cc"
-#include "hwy/foreach_target.h"
 #include "hwy/cache_control.h"
+#include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -21,14 +21,16 @@ namespace fovea::kernels::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 // Twelve independent chains cover the latency of any current multiply-add unit.
-constexpr int kChains = 12;
+constexpr int64_t kChains = 12;
 
-// Returns the number of operations done; `sink` keeps the compiler from dropping the work.
+// Returns the number of operations done. The chains start apart, from numbers the compiler does not know, and
+// end in `sink`: it can neither merge nor drop them.
 double MultiplyAdds(int64_t rounds, float* sink) {
   const hn::ScalableTag<float> d;
-  auto a0 = hn::Set(d, 0.5f), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0;
-  auto a6 = a0, a7 = a0, a8 = a0, a9 = a0, a10 = a0, a11 = a0;
-  const auto x = hn::Set(d, 0.999f + *sink * 0.0f), y = hn::Set(d, 0.001f);
+  const auto start = [&](float i) { return hn::Set(d, *sink + i); };
+  auto a0 = start(0), a1 = start(1), a2 = start(2), a3 = start(3), a4 = start(4), a5 = start(5);
+  auto a6 = start(6), a7 = start(7), a8 = start(8), a9 = start(9), a10 = start(10), a11 = start(11);
+  const auto x = hn::Set(d, 0.999f + *sink), y = hn::Set(d, 0.001f + *sink);
   for (int64_t i = 0; i < rounds; ++i) {
     a0 = hn::MulAdd(a0, x, y);
     a1 = hn::MulAdd(a1, x, y);
@@ -46,7 +48,7 @@ double MultiplyAdds(int64_t rounds, float* sink) {
   const auto first = hn::Add(hn::Add(hn::Add(a0, a1), hn::Add(a2, a3)), hn::Add(a4, a5));
   const auto second = hn::Add(hn::Add(hn::Add(a6, a7), hn::Add(a8, a9)), hn::Add(a10, a11));
   *sink = hn::GetLane(hn::SumOfLanes(d, hn::Add(first, second)));
-  return 2.0 * kChains * static_cast<double>(rounds) * static_cast<double>(hn::Lanes(d));
+  return static_cast<double>(2 * kChains * rounds * static_cast<int64_t>(hn::Lanes(d)));
 }
 
 uint64_t ReadAll(const uint64_t* data, int64_t count) {
@@ -105,8 +107,11 @@ double on_every_worker(int64_t rounds, Probe probe) {
   const int workers = threads();
   std::vector<double> amounts(static_cast<size_t>(workers));
   parallel_for(workers, [&](int64_t task, int) {
-    float sink = 0;
-    amounts[static_cast<size_t>(task)] = probe(rounds, &sink) + static_cast<double>(sink) * 0.0;
+    // Stays 0 in effect, but the compiler cannot know.
+    volatile float zero = 0;
+    float sink = zero;
+    amounts[static_cast<size_t>(task)] = probe(rounds, &sink);
+    zero = sink;
   });
   double sum = 0;
   for (double amount : amounts) sum += amount;
