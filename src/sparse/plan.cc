@@ -169,21 +169,31 @@ Tensor plan_recall(const Tensor& q, const Tensor& k, const KeyPlan& plan) {
   return recall;
 }
 
-std::string plan_picture(const KeyPlan& plan, int64_t batch, int64_t head, int64_t size) {
-  static constexpr char kShades[] = " .:-=+*%#";
+std::vector<float> plan_coverage(const KeyPlan& plan, int64_t batch, int64_t head, int64_t size) {
   require(size >= 1 && batch >= 0 && batch < plan.batches && head >= 0 && head < plan.heads,
           "no picture of batch ", batch, ", head ", head, " of a plan of ", plan.batches, " x ", plan.heads);
-  std::string picture;
+  std::vector<float> coverage(static_cast<size_t>(size * size), 0.0f);
   const int64_t blocks = plan.query_blocks(), base = (batch * plan.heads + head) * blocks;
   for (int64_t y = 0; y < size && plan.queries > 0; ++y) {
     const int64_t row = (2 * y + 1) * plan.queries / (2 * size);
     const int64_t end = std::clamp<int64_t>(row + plan.keys - plan.queries + 1, 0, plan.keys);
     for (int64_t x = 0; x < size; ++x) {
       const int64_t from = x * plan.keys / size, to = std::max(from + 1, (x + 1) * plan.keys / size);
-      const auto kept =
-          static_cast<double>(count_keys(plan, base + row / plan.block_q, from, std::min(to, end)));
-      picture += kShades[std::lround(8.0 * std::max(0.0, kept) / static_cast<double>(to - from))];
+      const int64_t kept = count_keys(plan, base + row / plan.block_q, from, std::min(to, end));
+      coverage[static_cast<size_t>(y * size + x)] =
+          static_cast<float>(std::max<int64_t>(kept, 0)) / static_cast<float>(to - from);
     }
+  }
+  return coverage;
+}
+
+std::string plan_picture(const KeyPlan& plan, int64_t batch, int64_t head, int64_t size) {
+  static constexpr char kShades[] = " .:-=+*%#";
+  const auto coverage = plan_coverage(plan, batch, head, size);
+  std::string picture;
+  for (int64_t y = 0; y < size; ++y) {
+    for (int64_t x = 0; x < size; ++x)
+      picture += kShades[std::lround(8.0f * coverage[static_cast<size_t>(y * size + x)])];
     picture += '\n';
   }
   return picture;
