@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cli/bench_cost.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "fovea/sparse/plan.h"
+#include "fovea/sparse/planner.h"
+
+namespace fovea::cli {
+namespace {
+
+// Backward recomputes the scores and makes four more products of the same size: five against two.
+constexpr double kBackwardOverForward = 2.5;
+
+// Pairs (row, key) that exact attention reads: row i of Tq sees keys 0 .. i + Tk - Tq when causal.
+double visible_pairs(const BenchProblem& problem) {
+  const auto tq = static_cast<double>(problem.shape.length_q),
+             tk = static_cast<double>(problem.shape.length_k);
+  if (!problem.causal) return tq * tk;
+  const double rows = std::min(tq, tk);  // rows that see anything
+  return rows * (tk - rows) + rows * (rows + 1) / 2;
+}
+
+double mean(const std::vector<double>& values) {
+  return values.empty()
+             ? 0
+             : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
+}
+
+std::optional<double> plan_density_of(const BenchProblem& problem, const Tensors& inputs) {
+  const Tensor q = inputs["q"], k = inputs["k"];
+  if (const sparse::PlannerEntry* planner = sparse::find_planner(problem.op->name);
+      planner && !planner->wraps) {
+    if (q.rank() != 4 || q.dim(0) != 1) return {};
+    return mean(sparse::plan_density(
+        planner->make(problem.options, nullptr)->plan(q.to(DType::f32), k.to(DType::f32))));
+  }
+  if (const Tensor blocks = inputs["blocks"]; blocks && problem.causal) {
+    const auto plan = sparse::plan_from_blocks(blocks, problem.symbols.at("block_q"),
+                                               problem.symbols.at("block_k"), q.dim(2), k.dim(2));
+    return mean(sparse::plan_density(plan));
+  }
+  return {};
+}
+
+// Keys on the pages that were read.
+std::optional<double> page_density(const BenchProblem& problem, const Tensors&, const Tensors& outputs) {
+  const Tensor pages = outputs["pages"];
+  const int32_t* page = pages.data<int32_t>();
+  const auto read = std::count_if(page, page + pages.size(), [](int32_t p) { return p >= 0; });
+  const int64_t rows = pages.size() / std::max<int64_t>(1, pages.dim(-1));
+  const double keys =
+      static_cast<double>(rows) * visible_pairs(problem) / static_cast<double>(problem.shape.length_q);
+  return std::min(1.0, static_cast<double>(read * problem.symbols.at("page_size")) / keys);
+}
+
+// Operators whose density is read from their own outputs.
+struct Override {
+  std::string_view name;
+  std::optional<double> (*density)(const BenchProblem&, const Tensors& inputs, const Tensors& outputs);
+};
+constexpr Override kOverrides[] = {{"quest", page_density}};
+
+std::optional<double> density_of(const BenchProblem& problem, const Tensors& inputs, const Tensors& outputs) {
+  for (const auto& entry : kOverrides)
+    if (entry.name == problem.op->name) return entry.density(problem, inputs, outputs);
+  if (problem.op->room == Room::dense) return 1.0;
+  return plan_density_of(problem, inputs);
+}
+
+bool is_attention(const Tensors& inputs, const Tensors& outputs) {
+  return inputs.contains("q") && inputs.contains("k") && inputs.contains("v") && inputs["q"].rank() >= 3 &&
+         (outputs.contains("o") || outputs.contains("dq"));
+}
+
+}  // namespace
+
+BenchCost cost_of(const BenchProblem& problem, const Tensors& inputs, const Tensors& outputs) {
+  BenchCost cost;
+  for (const auto* tensors : {&inputs, &outputs})
+    for (const auto& [name, tensor] : *tensors)
+      cost.bytes += static_cast<double>(tensor.defined() ? tensor.bytes() : 0);
+  if (!is_attention(inputs, outputs)) return cost;
+  cost.density = density_of(problem, inputs, outputs);
+  if (!cost.density) return cost;
+  const auto& shape = problem.shape;
+  const double products = 2.0 * static_cast<double>(shape.batch * shape.heads_q * (shape.dim + shape.dim_v));
+  cost.flops = products * visible_pairs(problem) * *cost.density;
+  if (outputs.contains("dq")) *cost.flops *= kBackwardOverForward;
+  // With few queries a selection also leaves keys and values unread.
+  if (shape.length_q == 1)
+    cost.bytes -= (1 - *cost.density) * static_cast<double>(inputs["k"].bytes() + inputs["v"].bytes());
+  return cost;
+}
+
+BenchBound bound_of(const BenchCost& cost, DType dtype, const kernels::Ceilings& ceilings) {
+  BenchBound bound;
+  bound.flops_ceiling =
+      dtype == DType::bf16 && ceilings.bf16_flops > 0 ? ceilings.bf16_flops : ceilings.f32_flops;
+  bound.bytes_ceiling = ceilings.read_bytes;
+  const double compute = cost.flops.value_or(0) / bound.flops_ceiling;
+  const double memory = cost.bytes / bound.bytes_ceiling;
+  bound.limit = compute > memory ? "compute" : "memory";
+  bound.seconds = std::max(compute, memory);
+  return bound;
+}
+
+}  // namespace fovea::cli

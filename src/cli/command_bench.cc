@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <iostream>
+#include <map>
+
+#include "cli/arguments.h"
+#include "cli/bench_cost.h"
+#include "cli/catalogue_json.h"
+#include "cli/command.h"
+#include "cli/progress.h"
+#include "cli/roofline_json.h"
+#include "cli/table.h"
+#include "cli/terminal.h"
+#include "fovea/core/catalogue.h"
+#include "fovea/core/thread_pool.h"
+
+namespace fovea::cli {
+namespace {
+
+struct BenchArguments {
+  std::vector<std::string> operators;
+  std::string lengths = "1k,4k", queries, batch = "1", heads = "8", dim = "64", dtype = "f32";
+  bool causal = false, not_causal = false, roofline = false, json = false;
+  int repeat = 0;
+  SetArgument set;
+  ThreadsArgument threads;
+  DeviceArgument device;
+};
+
+struct Measured {
+  double seconds = 0;  // median
+  Tensors outputs;
+};
+
+struct Row {
+  BenchProblem problem;
+  double seconds = 0;
+  BenchCost cost;
+  BenchBound bound;
+  std::optional<double> ratio_to_exact, error;
+};
+
+using Clock = std::chrono::steady_clock;
+
+// Five repetitions and a quarter of a second, or one second, whichever is reached first; after one run to
+// warm up.
+constexpr int kRepetitions = 5;
+constexpr double kEnoughSeconds = 0.25, kMostSeconds = 1.0;
+
+Measured measure(const Operator& op, const Tensors& inputs, const options::Pairs& pairs, int repeat) {
+  Measured result{0, op.run(inputs, pairs)};
+  std::vector<double> times;
+  double total = 0;
+  const auto enough = [&] {
+    if (repeat > 0) return static_cast<int>(times.size()) >= repeat;
+    return total >= kMostSeconds || (times.size() >= kRepetitions && total >= kEnoughSeconds);
+  };
+  do {
+    const auto begin = Clock::now();
+    result.outputs = op.run(inputs, pairs);
+    times.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+    total += times.back();
+  } while (!enough());
+  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
+  result.seconds = times[times.size() / 2];
+  return result;
+}
+
+// ||got - want|| / ||want||
+double relative_error(const Tensor& got_any, const Tensor& want_any) {
+  const Tensor got = got_any.to(DType::f32).contiguous(), want = want_any.to(DType::f32).contiguous();
+  double difference = 0, norm = 0;
+  for (int64_t i = 0; i < got.size(); ++i) {
+    const double x = got.data<float>()[i], y = want.data<float>()[i];
+    difference += (x - y) * (x - y);
+    norm += y * y;
+  }
+  return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
+}
+
+// Exact attention on the tensors of other operators, measured once for each set of shapes.
+class ExactBaseline {
+ public:
+  explicit ExactBaseline(int repeat) : repeat_(repeat) {}
+
+  /// Nothing where the operator is no attention over q, k, v, or exact attention is not built in.
+  const Measured* of(const BenchProblem& problem, const Tensors& inputs, bool backward) {
+    const Operator* exact = catalogue().find(backward ? "flash-attention-backward" : "flash-attention");
+    if (exact == nullptr) return nullptr;
+    Tensors given;
+    std::string key = exact->name + (problem.causal ? " causal" : "");
+    for (const char* name : {"q", "k", "v", "do"}) {
+      if (name == std::string("do") && !backward) continue;
+      if (!inputs.contains(name)) return nullptr;
+      given.set(name, inputs[name]);
+      key += " " + inputs[name].describe();
+    }
+    const options::Pairs pairs = {{"causal", options::print(problem.causal)}};
+    if (!exact->supports(Problem::of(given, pairs)).yes) return nullptr;
+    const auto found = measured_.find(key);
+    if (found != measured_.end()) return &found->second;
+    return &measured_.emplace(key, measure(*exact, given, pairs, repeat_)).first->second;
+  }
+
+ private:
+  int repeat_;
+  std::map<std::string, Measured> measured_;
+};
+
+Row bench_row(const BenchProblem& problem, const kernels::Ceilings& ceilings, ExactBaseline& baseline,
+              int repeat) {
+  const Tensors inputs = make_inputs(problem);
+  const Measured measured = measure(*problem.op, inputs, problem.options, repeat);
+  Row row{problem, measured.seconds, cost_of(problem, inputs, measured.outputs), {}, {}, {}};
+  row.bound = bound_of(row.cost, problem.shape.dtype, ceilings);
+  const bool backward = measured.outputs.contains("dq");
+  if (const Measured* exact = baseline.of(problem, inputs, backward)) {
+    row.ratio_to_exact = exact->seconds / measured.seconds;
+    const char* compared = backward ? "dq" : "o";
+    const Tensor got = measured.outputs[compared], want = exact->outputs[compared];
+    if (got.defined() && got.shape() == want.shape()) row.error = relative_error(got, want);
+  }
+  return row;
+}
+
+template <typename Value>
+nlohmann::ordered_json or_null(const std::optional<Value>& value) {
+  return value && std::isfinite(*value) ? nlohmann::ordered_json(*value) : nlohmann::ordered_json();
+}
+
+nlohmann::ordered_json row_json(const Row& row, const std::string& device) {
+  const auto& shape = row.problem.shape;
+  return {{"operator", row.problem.op->name},
+          {"device", device},
+          {"dtype", name_of(shape.dtype)},
+          {"batch", shape.batch},
+          {"heads_q", shape.heads_q},
+          {"heads_kv", shape.heads_kv},
+          {"length_q", shape.length_q},
+          {"length_k", shape.length_k},
+          {"dim", shape.dim},
+          {"dim_v", shape.dim_v},
+          {"causal", row.problem.causal},
+          {"threads", threads()},
+          {"options", options_json(row.problem.op->options, row.problem.options)},
+          {"seconds", row.seconds},
+          {"flops", or_null(row.cost.flops)},
+          {"bytes", row.cost.bytes},
+          {"limit", row.bound.limit},
+          {"fraction", row.bound.seconds / row.seconds},
+          {"ratio_to_exact", or_null(row.ratio_to_exact)},
+          {"density", or_null(row.cost.density)},
+          {"error", or_null(row.error)},
+          {"ceiling_flops", row.bound.flops_ceiling},
+          {"ceiling_bytes", row.bound.bytes_ceiling}};
+}
+
+std::string rows_table(const std::vector<Row>& rows) {
+  Table table({{"OPERATOR"},
+               {"TQ", true},
+               {"TK", true},
+               {"TIME", true},
+               {"RATE", true},
+               {"LIMIT"},
+               {"OF LIMIT", true},
+               {"VS EXACT", true},
+               {"DENSITY", true},
+               {"ERROR", true}});
+  const auto or_dash = [](const std::optional<double>& value, int decimals, const char* unit = "") {
+    return value ? print_fixed(*value, decimals) + unit : std::string("-");
+  };
+  for (const auto& row : rows) {
+    const auto& cost = row.cost;
+    char error[32] = "-";
+    if (row.error) std::snprintf(error, sizeof(error), "%.1e", *row.error);
+    table.add({row.problem.op->name, std::to_string(row.problem.shape.length_q),
+               std::to_string(row.problem.shape.length_k), print_seconds(row.seconds),
+               row.bound.limit == "compute" ? print_quantity(cost.flops.value_or(0) / row.seconds, "FLOP/s")
+                                            : print_quantity(cost.bytes / row.seconds, "B/s"),
+               row.bound.limit, print_fixed(100 * row.bound.seconds / row.seconds, 1) + " %",
+               or_dash(row.ratio_to_exact, 2, "x"), or_dash(cost.density, 3), error});
+  }
+  return table.to_string(terminal_width());
+}
+
+// The options that `op` knows; `used` remembers which were known to some operator.
+options::Pairs pairs_for(const Operator& op, const options::Pairs& pairs, std::vector<bool>& used) {
+  options::Pairs result;
+  for (size_t i = 0; i < pairs.size(); ++i) {
+    const bool known = std::any_of(op.options.begin(), op.options.end(), [&](const auto& info) {
+      return info.name == pairs[i].first || info.alias == pairs[i].first;
+    });
+    if (!known) continue;
+    result.push_back(pairs[i]);
+    used[i] = true;
+  }
+  return result;
+}
+
+std::vector<BenchProblem> plan_rows(const BenchArguments& arguments) {
+  BenchShape shape;
+  shape.batch = parse_length(arguments.batch, "--batch");
+  std::tie(shape.heads_q, shape.heads_kv) = parse_pair(arguments.heads, "--heads");
+  std::tie(shape.dim, shape.dim_v) = parse_pair(arguments.dim, "--dim");
+  const auto dtype = parse_dtype(arguments.dtype);
+  require(dtype && is_float(*dtype), "--dtype expects f32, f16 or bf16, got '", arguments.dtype, "'");
+  shape.dtype = *dtype;
+  std::optional<bool> causal;
+  if (arguments.causal || arguments.not_causal) causal = arguments.causal;
+  const auto lengths = parse_lengths(arguments.lengths, "--length");
+  const options::Pairs pairs = arguments.set.pairs();
+  std::vector<bool> used(pairs.size());
+  std::vector<BenchProblem> problems;
+  for (int64_t length : lengths)
+    for (const auto& name : arguments.operators) {
+      const Operator& op = catalogue().at(name);
+      shape.length_k = length;
+      shape.length_q = arguments.queries.empty() ? length : parse_length(arguments.queries, "--queries");
+      problems.push_back(plan_bench(op, shape, pairs_for(op, pairs, used), causal));
+      const Support support = op.supports(problems.back().problem());
+      if (!support.yes) throw Error("bench: " + support.reason);
+    }
+  for (size_t i = 0; i < pairs.size(); ++i)
+    require(used[i], "--set ", pairs[i].first, ": none of ", join(arguments.operators, ", "),
+            " has this option");
+  return problems;
+}
+
+void run_bench(const BenchArguments& arguments) {
+  arguments.device.device();
+  arguments.threads.apply();
+  const auto problems = plan_rows(arguments);
+  std::vector<kernels::Ceilings> ceilings;
+  if (arguments.roofline)
+    ceilings = ceilings_per_thread_count();
+  else
+    ceilings.push_back(kernels::measure_ceilings(0.2, int64_t{64} << 20));
+
+  std::vector<Row> rows;
+  {
+    Progress progress("bench", static_cast<int64_t>(problems.size()));
+    ExactBaseline baseline(arguments.repeat);
+    for (const auto& problem : problems) {
+      progress.update(static_cast<int64_t>(rows.size()), problem.op->name);
+      rows.push_back(bench_row(problem, ceilings.back(), baseline, arguments.repeat));
+    }
+  }
+  if (arguments.json) {
+    auto result = nlohmann::ordered_json::array();
+    for (const auto& row : rows) result.push_back(row_json(row, arguments.device.text));
+    std::cout << result.dump(2) << "\n";
+    return;
+  }
+  if (arguments.roofline) std::cout << ceilings_table(ceilings) << "\n";
+  std::cout << rows_table(rows);
+}
+
+}  // namespace
+
+Command add_bench(CLI::App& program) {
+  auto arguments = std::make_shared<BenchArguments>();
+  CLI::App* parser = program.add_subcommand("bench", "Speed, bytes, fidelity, and ratio to exact attention.");
+  parser->add_option("OPERATOR", arguments->operators, "one or more operators")->required();
+  const auto add = [&](const char* flag, std::string& value, const char* help, const char* type) {
+    parser->add_option(flag, value, help)->type_name(type);
+  };
+  add("--length", arguments->lengths, "key lengths, e.g. 1k,8k,64k (default 1k,4k)", "TK[,...]");
+  add("--queries", arguments->queries, "query length (default: as many as keys; 1 is a decode step)", "TQ");
+  add("--batch", arguments->batch, "batch (default 1)", "B");
+  add("--heads", arguments->heads, "query heads, and key/value heads where fewer (default 8)", "HQ[/HKV]");
+  add("--dim", arguments->dim, "head dimension, and that of values where it differs (default 64)", "D[/DV]");
+  add("--dtype", arguments->dtype, "f32, f16 or bf16 (default f32)", "TYPE");
+  CLI::Option* causal = parser->add_flag("--causal", arguments->causal, "causal attention");
+  parser->add_flag("--no-causal", arguments->not_causal, "every query sees every key")->excludes(causal);
+  arguments->set.add_to(*parser);
+  arguments->threads.add_to(*parser);
+  arguments->device.add_to(*parser);
+  parser->add_option("--repeat", arguments->repeat, "repetitions (default: until the median is steady)")
+      ->type_name("N")
+      ->check(CLI::Range(1, 100000));
+  parser->add_flag("--roofline", arguments->roofline,
+                   "measure the machine's ceilings with care first (2 s each)");
+  parser->add_flag("--json", arguments->json, "an array of rows on stdout");
+  parser->footer(
+      "Inputs are seeded normal numbers of the shapes that the operator's symbols ask for. Columns: the "
+      "median\n"
+      "time; which ceiling bounds the operator here and the share of it that is reached (measured on this "
+      "machine\n"
+      "with the same threads); ratio_to_exact = seconds of exact attention (flash-attention, or its "
+      "backward) on\n"
+      "the same q, k, v and causal flag / seconds of the operator, so above 1 is faster; density = keys read "
+      "over\n"
+      "keys visible; error = ||o - exact|| / ||exact||. --set goes to the operators that have the option.\n"
+      "\n"
+      "Examples:\n"
+      "  fovea bench flash-attention --length 1k,8k,64k --heads 32/8 --dim 128 --causal\n"
+      "  fovea bench quest --queries 1 --length 128k --heads 32/8 --dim 128 --set token_budget=2048 --json");
+  return {parser, [arguments] { run_bench(*arguments); }};
+}
+
+}  // namespace fovea::cli

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cpu/dot_instructions.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace fovea::kernels {
+
+#if defined(__x86_64__)
+
+namespace {
+
+// Independent sums cover the latency of the dot product.
+constexpr int kChains = 12;
+constexpr int kLanes = 16;  // sums of a 512-bit register
+
+double operations(int64_t rounds, int products_per_lane) {
+  return 2.0 * kChains * kLanes * products_per_lane * static_cast<double>(rounds);
+}
+
+}  // namespace
+
+bool has_bf16_dot() {
+  return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bf16") != 0;
+}
+bool has_int8_dot() {
+  return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vnni") != 0;
+}
+
+__attribute__((target("avx512f,avx512bw,avx512bf16"))) double bf16_dot_rounds(int64_t rounds, float* sink) {
+  const __m512 one = _mm512_set1_ps(1.0f + *sink);
+  const auto x = _mm512_cvtne2ps_pbh(one, one);
+  __m512 sums[kChains];
+  for (auto& sum : sums) sum = one;
+  for (int64_t i = 0; i < rounds; ++i)
+    for (auto& sum : sums) sum = _mm512_dpbf16_ps(sum, x, x);
+  __m512 total = _mm512_setzero_ps();
+  for (const auto& sum : sums) total = _mm512_add_ps(total, sum);
+  alignas(64) float lanes[kLanes];
+  _mm512_store_ps(lanes, total);
+  *sink = lanes[0];
+  return operations(rounds, 2);
+}
+
+__attribute__((target("avx512f,avx512bw,avx512vnni"))) double int8_dot_rounds(int64_t rounds, float* sink) {
+  const __m512i x = _mm512_set1_epi32(0x01010101 + static_cast<int>(*sink));
+  __m512i sums[kChains];
+  for (auto& sum : sums) sum = x;
+  for (int64_t i = 0; i < rounds; ++i)
+    for (auto& sum : sums) sum = _mm512_dpbusd_epi32(sum, x, x);
+  __m512i total = _mm512_setzero_si512();
+  for (const auto& sum : sums) total = _mm512_add_epi32(total, sum);
+  alignas(64) int32_t lanes[kLanes];
+  _mm512_store_si512(lanes, total);
+  *sink = static_cast<float>(lanes[0]);
+  return operations(rounds, 4);
+}
+
+#else
+
+bool has_bf16_dot() { return false; }
+bool has_int8_dot() { return false; }
+double bf16_dot_rounds(int64_t, float*) { return 0; }
+double int8_dot_rounds(int64_t, float*) { return 0; }
+
+#endif
+
+}  // namespace fovea::kernels
