@@ -57,6 +57,14 @@ std::string shortest(Value value) {
   return {buffer, result.ptr};
 }
 
+template <typename Value>
+std::string checked(const Info& field, std::string_view text, std::string_view what) {
+  Value value{};
+  parse(text, what, value);
+  detail::check_value(value, what, field.limits);
+  return print(value);
+}
+
 std::string print_bound(double value) { return print(value); }
 
 }  // namespace
@@ -136,6 +144,24 @@ void unknown(std::string_view owner, std::string_view key, const std::vector<Inf
   for (const auto& info : known) names += (names.empty() ? "" : ", ") + info.name;
   throw Error(std::string(owner) + ": unknown option '" + std::string(key) +
               (names.empty() ? "'; it has no options" : "'; it has: " + names));
+}
+
+const Info* find(const std::vector<Info>& fields, std::string_view key) {
+  const auto found = std::find_if(fields.begin(), fields.end(), [&](const Info& field) {
+    return field.name == key || (!field.alias.empty() && field.alias == key);
+  });
+  return found == fields.end() ? nullptr : &*found;
+}
+
+std::string canonical(const Info& field, std::string_view text, std::string_view what) {
+  if (field.type == detail::type_name<bool>()) return checked<bool>(field, text, what);
+  if (field.type == detail::type_name<int64_t>()) return checked<int64_t>(field, text, what);
+  if (field.type == detail::type_name<double>()) return checked<double>(field, text, what);
+  if (field.type == detail::type_name<std::vector<int64_t>>())
+    return checked<std::vector<int64_t>>(field, text, what);
+  if (field.type == detail::type_name<std::vector<double>>())
+    return checked<std::vector<double>>(field, text, what);
+  return checked<std::string>(field, text, what);
 }
 
 std::pair<std::string, std::string> split_pair(std::string_view text) {

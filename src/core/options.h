@@ -78,6 +78,7 @@ struct Info {
   std::string type;           ///< bool, int, float, str, or list of int / float
   std::string default_value;  ///< as it would be typed
   std::string range;          ///< ">= 1", "0 .. 1", "union, first, second", or empty
+  Range limits;               ///< what `range` prints
 };
 
 /// key=value pairs in the order given.
@@ -153,7 +154,7 @@ std::vector<Info> describe() {
       [&](const auto&... field) {
         (result.push_back({field.name, field.short_name, field.help,
                            detail::type_name<std::remove_cvref_t<decltype(defaults.*field.member)>>(),
-                           print(defaults.*field.member), to_string(field.range)}),
+                           print(defaults.*field.member), to_string(field.range), field.range}),
          ...);
       },
       T::fields());
@@ -221,6 +222,12 @@ Pairs to_pairs(const T& value, bool all = false) {
   std::erase_if(result, [](const auto& pair) { return pair.first.empty(); });
   return result;
 }
+
+/// The field that `key` names or abbreviates, nullptr when there is none.
+const Info* find(const std::vector<Info>& fields, std::string_view key);
+/// `text` as a value of the described field, checked and printed the way its default is. `what` names the
+/// option in errors.
+std::string canonical(const Info& field, std::string_view text, std::string_view what);
 
 /// Splits "key=value"; throws when there is no '='.
 std::pair<std::string, std::string> split_pair(std::string_view text);

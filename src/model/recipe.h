@@ -25,6 +25,9 @@ struct RecipeTerm {
 ///     part    := 'prefill=' term | 'cache=' term ('+' term)* | 'heads=' term | term
 ///     term    := name ['(' term ')'] [':' key '=' value (',' key '=' value)*]
 ///
+/// A value that holds a space or one of ; ( ) " (or a + or , that no number follows) stands in double quotes,
+/// in which \" and \\ are a quote and a backslash. Spaces between tokens mean nothing.
+///
 /// A bare term goes to the slot its name belongs to (`quest` is `cache=quest`, `minference` is
 /// `prefill=minference`, `duo` is `heads=duo`); `exact` alone is the empty recipe. Cache terms are told apart
 /// by the kind of their policy (storage, retention, selection), at most one each.
