@@ -19,6 +19,7 @@ Command add_run(CLI::App& program);
 Command add_bench(CLI::App& program);
 Command add_info(CLI::App& program);
 Command add_models(CLI::App& program);
+Command add_compare(CLI::App& program);
 Command add_completion(CLI::App& program);
 Command add_docs(CLI::App& program);
 
