@@ -2,7 +2,7 @@
 add_library(fovea_settings INTERFACE)
 target_compile_features(fovea_settings INTERFACE cxx_std_20)
 target_compile_options(fovea_settings INTERFACE
-  -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Wcast-align -Woverloaded-virtual -Werror
+  -Wall -Wextra -Wpedantic -Wno-missing-field-initializers -Wshadow -Wnon-virtual-dtor -Wcast-align -Woverloaded-virtual -Werror
   -fvisibility=hidden -fno-math-errno -ffp-contract=off)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # False positives of GCC 12 on inlined standard containers at -O2.

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "fovea/core/tensor.h"
 #include "fovea/kernels/attention.h"
@@ -32,6 +33,11 @@ std::vector<double> plan_density(const KeyPlan& plan);
 /// Share of the exact causal attention probability that falls on the plan's keys: mean over rows, per query
 /// head, f32 [B,Hq]. Streams over key blocks; nothing of size Tq x Tk is stored.
 Tensor plan_recall(const Tensor& q, const Tensor& k, const KeyPlan& plan);
+
+/// Share of each cell's keys that the plan reads, for one (batch, head), as `size` x `size` values in row
+/// order: cell row y stands for the query row in its middle, and keys that the causal rule hides count as not
+/// read.
+std::vector<float> plan_coverage(const KeyPlan& plan, int64_t batch, int64_t head, int64_t size);
 
 /// A text picture of one (batch, head): `size` x `size` characters from ' ' (nothing) to '#' (everything).
 std::string plan_picture(const KeyPlan& plan, int64_t batch, int64_t head, int64_t size = 32);
