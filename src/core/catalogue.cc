@@ -10,6 +10,7 @@
   ENTRY(cache, duo_attention)       \
   ENTRY(cache, quest)               \
   ENTRY(cache, rotatekv)            \
+  ENTRY(dense, fp8_attention)       \
   ENTRY(sparse, minference)         \
   ENTRY(sparse, plan_attention)     \
   ENTRY(sparse, sparse_transformer) \
