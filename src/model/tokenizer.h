@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "fovea/io/gguf.h"
@@ -32,6 +33,9 @@ class Tokenizer {
   /// The bytes of `ids`, which may end within a UTF-8 character. `skip_special` leaves control tokens out.
   /// Throws Error for an id outside the vocabulary.
   std::string decode(std::span<const int32_t> ids, bool skip_special = false) const;
+  /// The bytes of one token within a text: decode() of the same id drops the space that SentencePiece puts
+  /// before a text.
+  std::string piece(int32_t id) const;
 
   /// -1 when the model has no such token.
   int32_t bos() const;
