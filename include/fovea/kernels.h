@@ -10,3 +10,4 @@
 #include "fovea/kernels/quantize.h"
 #include "fovea/kernels/rope.h"
 #include "fovea/kernels/rows.h"
+#include "fovea/kernels/target.h"

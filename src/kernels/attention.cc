@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fovea/kernels/attention.h"
 
-#include "fovea/kernels/attention_args.h"
+#include <vector>
+
+#include "kernels/attention_args.h"
+#include "kernels/cpu/forward.h"
 
 namespace fovea::kernels {
 namespace {
@@ -90,6 +93,108 @@ AttentionArgs attention_args(std::string_view caller, const Tensor& q, const Ten
         broadcast_view(caller, "bias_k", params.bias_k, DType::f32, a.batch, a.heads_q, a.keys, a.rank);
   }
   return a;
+}
+
+namespace {
+
+/// Results of a forward call whose tensors are all [B,H,T,D], with the problem that fills them.
+AttentionResult forward(std::string_view caller, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const KeyPlan* plan, const AttentionParams& params) {
+  cpu::ForwardProblem problem{.args = attention_args(caller, q, k, v, params), .plan = plan};
+  const AttentionArgs& a = problem.args;
+  if (plan) check(*plan, a.batch, a.heads_q, a.heads_kv, a.queries, a.keys);
+  AttentionResult result{Tensor::empty({a.batch, a.heads_q, a.queries, a.dim_v}, v.dtype()),
+                         Tensor::empty({a.batch, a.heads_q, a.queries})};
+  problem.o = view_of(caller, "o", result.o);
+  problem.lse = result.lse.data<float>();
+  problem.lse_batch = a.heads_q * a.queries, problem.lse_head = a.queries;
+  cpu::run_forward({&problem, 1});
+  return result;
+}
+
+/// cu [n+1]: ascending from 0 to `rows`.
+const int32_t* check_offsets(std::string_view name, const Tensor& cu, int64_t rows) {
+  constexpr std::string_view kCaller = "flash_forward_varlen";
+  require(cu.defined() && cu.dtype() == DType::i32 && cu.rank() == 1 && cu.dim(0) >= 1 && cu.is_contiguous(),
+          kCaller, ": ", name, " must be a contiguous i32[n+1]",
+          cu.defined() ? ", got " + cu.describe() : std::string());
+  const int32_t* offsets = cu.data<int32_t>();
+  const int64_t last = cu.dim(0) - 1;
+  require(offsets[0] == 0, kCaller, ": ", name, " must begin with 0, got ", offsets[0]);
+  for (int64_t s = 0; s < last; ++s)
+    require(offsets[s] <= offsets[s + 1], kCaller, ": ", name, " must ascend, but ", name, "[", s + 1,
+            "] = ", offsets[s + 1], " follows ", offsets[s]);
+  require(offsets[last] == rows, kCaller, ": ", name, " must end with the number of rows ", rows, ", got ",
+          offsets[last]);
+  return offsets;
+}
+
+}  // namespace
+
+AttentionResult flash_forward(const Tensor& q, const Tensor& k, const Tensor& v,
+                              const AttentionParams& params) {
+  return forward("flash_forward", q, k, v, nullptr, params);
+}
+
+AttentionResult plan_forward(const Tensor& q, const Tensor& k, const Tensor& v, const KeyPlan& plan,
+                             const AttentionParams& params) {
+  return forward("plan_forward", q, k, v, &plan, params);
+}
+
+AttentionSummary flash_summary(const Tensor& q, const Tensor& k, const Tensor& v,
+                               const AttentionParams& params) {
+  constexpr std::string_view kCaller = "flash_summary";
+  require(!params.sink.defined(), kCaller, ": a sink belongs to a whole softmax, not to a summary");
+  cpu::ForwardProblem problem{.args = attention_args(kCaller, q, k, v, params)};
+  const AttentionArgs& a = problem.args;
+  const Shape rows{a.batch, a.heads_q, a.queries};
+  AttentionSummary result{Tensor::empty(rows), Tensor::empty(rows),
+                          Tensor::empty({a.batch, a.heads_q, a.queries, a.dim_v})};
+  problem.o = view_of(kCaller, "a", result.a);
+  problem.lse = result.m.data<float>();
+  problem.sum = result.s.data<float>();
+  problem.lse_batch = a.heads_q * a.queries, problem.lse_head = a.queries;
+  cpu::run_forward({&problem, 1});
+  return result;
+}
+
+AttentionResult flash_forward_varlen(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& cu_q,
+                                     const Tensor& cu_k, const AttentionParams& params) {
+  constexpr std::string_view kCaller = "flash_forward_varlen";
+  for (const auto& [name, tensor] : {std::pair("q", &q), std::pair("k", &k), std::pair("v", &v)})
+    require(tensor->rank() == 3, kCaller, ": ", name, " must be [N,H,D], got ", tensor->describe());
+  for (const auto& [name, tensor] :
+       {std::pair("k_len", &params.k_len), std::pair("bias", &params.bias), std::pair("mask", &params.mask),
+        std::pair("bias_q", &params.bias_q), std::pair("bias_k", &params.bias_k)})
+    require(!tensor->defined(), kCaller, ": ", name, " is not available for ragged batches");
+  const auto as_batch = [](const Tensor& x) { return x.transpose(0, 1).unsqueeze(0); };
+  const Tensor q4 = as_batch(q), k4 = as_batch(k), v4 = as_batch(v);
+  const AttentionArgs whole = attention_args(kCaller, q4, k4, v4, params);
+  const int32_t* q_offsets = check_offsets("cu_q", cu_q, whole.queries);
+  const int32_t* k_offsets = check_offsets("cu_k", cu_k, whole.keys);
+  require(cu_q.dim(0) == cu_k.dim(0), kCaller, ": cu_q has ", cu_q.dim(0), " offsets, cu_k ", cu_k.dim(0));
+
+  AttentionResult result{Tensor::empty({whole.queries, whole.heads_q, whole.dim_v}, v.dtype()),
+                         Tensor::empty({whole.heads_q, whole.queries})};
+  const View o = view_of(kCaller, "o", as_batch(result.o));
+  std::vector<cpu::ForwardProblem> problems;
+  for (int64_t s = 0; s + 1 < cu_q.dim(0); ++s) {
+    const int64_t first_q = q_offsets[s], first_k = k_offsets[s];
+    cpu::ForwardProblem problem{.args = whole, .o = o};
+    AttentionArgs& a = problem.args;
+    a.queries = q_offsets[s + 1] - first_q;
+    a.keys = k_offsets[s + 1] - first_k;
+    if (a.queries == 0) continue;
+    a.q.data = whole.q.at(0, 0, first_q);
+    a.k.data = whole.k.at(0, 0, first_k);
+    a.v.data = whole.v.at(0, 0, first_k);
+    problem.o.data = o.at(0, 0, first_q);
+    problem.lse = result.lse.data<float>() + first_q;
+    problem.lse_head = whole.queries;
+    problems.push_back(problem);
+  }
+  cpu::run_forward(problems);
+  return result;
 }
 
 }  // namespace fovea::kernels

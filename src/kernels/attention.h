@@ -49,6 +49,15 @@ struct AttentionParams {
 AttentionResult flash_forward(const Tensor& q, const Tensor& k, const Tensor& v,
                               const AttentionParams& params = {});
 
+/// The unnormalised softmax over the keys, f32: m [B,Hq,Tq] the largest score (-inf where nothing is seen), s
+/// [B,Hq,Tq] = sum exp(score - m), a [B,Hq,Tq,Dv] = sum exp(score - m) v.
+struct AttentionSummary {
+  Tensor m, s, a;
+};
+/// Everything of `params` but sink, which belongs to a whole softmax and is refused.
+AttentionSummary flash_summary(const Tensor& q, const Tensor& k, const Tensor& v,
+                               const AttentionParams& params = {});
+
 /// Gradients of the inputs, in their types; dsink [Hq] and dbias (shape of bias, summed over broadcast axes),
 /// both f32, only where sink and bias were given.
 struct AttentionGradients {

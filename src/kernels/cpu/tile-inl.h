@@ -43,8 +43,15 @@ constexpr int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple -
 HWY_INLINE FloatVector load_floats(const float* from) { return hn::LoadU(Floats(), from); }
 HWY_INLINE FloatVector load_floats(const Half* from) {
   const Floats d;
+#if HWY_ARCH_X86 && HWY_TARGET >= HWY_SSE4
+  // Before F16C, Highway's conversions know no infinity and truncate.
+  HWY_ALIGN float result[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) result[i] = to_float(from[i]);
+  return hn::Load(d, result);
+#else
   const hn::Rebind<hwy::float16_t, Floats> half;
   return hn::PromoteTo(d, hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(from)));
+#endif
 }
 HWY_INLINE FloatVector load_floats(const BFloat16* from) {
   const Floats d;
@@ -82,6 +89,55 @@ HWY_INLINE void load_row(const void* from, DType dtype, int64_t count, float fac
     load_row(static_cast<const Half*>(from), count, factor, to, padded);
   else
     load_row(static_cast<const BFloat16*>(from), count, factor, to, padded);
+}
+
+// ---- storing rows of any float type, rounded to nearest even ----
+
+HWY_INLINE void store_floats(FloatVector x, float* to) { hn::StoreU(x, Floats(), to); }
+HWY_INLINE void store_floats(FloatVector x, Half* to) {
+#if HWY_ARCH_X86 && HWY_TARGET >= HWY_SSE4
+  HWY_ALIGN float values[kLanes];
+  hn::Store(x, Floats(), values);
+  for (int64_t i = 0; i < kLanes; ++i) to[i] = to_half(values[i]);
+#else
+  const hn::Rebind<hwy::float16_t, Floats> half;
+  hn::StoreU(hn::DemoteTo(half, x), half, reinterpret_cast<hwy::float16_t*>(to));
+#endif
+}
+HWY_INLINE void store_floats(FloatVector x, BFloat16* to) {
+  const hn::RebindToUnsigned<Floats> bits;
+  const hn::RebindToSigned<Floats> wide;
+  const hn::Rebind<uint16_t, Floats> narrow;
+  const auto raw = hn::BitCast(bits, x);
+  const auto odd = hn::And(hn::ShiftRight<16>(raw), hn::Set(bits, 1));
+  const auto rounded = hn::ShiftRight<16>(hn::Add(raw, hn::Add(odd, hn::Set(bits, 0x7FFF))));
+  const auto nan = hn::Or(hn::ShiftRight<16>(raw), hn::Set(bits, 0x40));
+  const auto result = hn::IfThenElse(hn::RebindMask(bits, hn::IsNaN(x)), nan, rounded);
+  hn::StoreU(hn::DemoteTo(narrow, hn::BitCast(wide, result)), narrow, reinterpret_cast<uint16_t*>(to));
+}
+
+/// to[0..count) = factor * from; `from` is readable up to the next multiple of kLanes.
+template <typename T>
+HWY_INLINE void store_row(const float* HWY_RESTRICT from, int64_t count, float factor, T* HWY_RESTRICT to) {
+  const Floats d;
+  const auto f = hn::Set(d, factor);
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store_floats(hn::Mul(f, hn::LoadU(d, from + i)), to + i);
+  if (i < count) {
+    HWY_ALIGN T tail[kLanes];
+    store_floats(hn::Mul(f, hn::LoadU(d, from + i)), tail);
+    std::memcpy(to + i, tail, static_cast<size_t>(count - i) * sizeof(T));
+  }
+}
+
+/// The same for a type known at run time.
+HWY_INLINE void store_row(const float* from, int64_t count, float factor, void* to, DType dtype) {
+  if (dtype == DType::f32)
+    store_row(from, count, factor, static_cast<float*>(to));
+  else if (dtype == DType::f16)
+    store_row(from, count, factor, static_cast<Half*>(to));
+  else
+    store_row(from, count, factor, static_cast<BFloat16*>(to));
 }
 
 // ---- packing ----

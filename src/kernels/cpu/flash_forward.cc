@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <cmath>
+#include <vector>
+
+#include "fovea/core/memory.h"
+#include "fovea/core/thread_pool.h"
+#include "kernels/cpu/forward_tasks.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/flash_forward.cc"
+#include "hwy/foreach_target.h"
+#include "kernels/cpu/pack-inl.h"
+#include "kernels/cpu/softmax-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fovea::kernels::HWY_NAMESPACE {
+namespace {
+
+using cpu::ForwardProblem;
+using cpu::ForwardTask;
+using cpu::KeySource;
+using cpu::Tiling;
+
+// Up to this many rows, reading keys row by row is cheaper than packing them.
+constexpr int64_t kFewRows = 3;
+// Rows that go through scores, softmax and values together, so that their scores stay in the first cache.
+constexpr int64_t kChunkRows = 48;
+// On a tile cut by a visibility edge, fewer: each chunk works on the columns that its rows see.
+constexpr int64_t kEdgeRows = 24;
+
+/// Column limits of one row in a key tile: it sees [0, prefix) and [begin, end).
+using Columns = VisibleKeys;
+
+/// Attention of one row tile over the key tiles of a source, with buffers that the next row tile reuses.
+class ForwardTile {
+ public:
+  void run(const ForwardProblem& problem, const RowTile& rows, KeySource& source, const Tiling& tiling) {
+    begin(problem, rows, tiling);
+    KeyTile tile;
+    while (source.next(tile)) step(tile);
+    finish();
+  }
+
+  KeySource::Buffers source_buffers;
+
+ private:
+  void begin(const ForwardProblem& problem, const RowTile& rows, const Tiling& tiling);
+  void step(const KeyTile& tile);
+  void finish();
+
+  bool limit_columns(const KeyTile& tile);
+  bool mask_shows(const KeyTile& tile) const;
+  void score_chunk(const KeyTile& tile, int64_t row, int64_t rows, int64_t low, int64_t high);
+  void adjust_scores(const KeyTile& tile, int64_t row, float* scores, int64_t low, int64_t high);
+  void weigh_chunk(const KeyTile& tile, int64_t row, int64_t rows, int64_t low, int64_t high);
+  void add_values(const ValueRows& v, bool finite, int64_t row, int64_t rows, int64_t low, int64_t high);
+  const Columns& columns_of(int64_t row) const { return columns_[row / rows_.heads]; }
+  int64_t list_of(int64_t row) const {
+    return rows_.query_of(row) / problem_->plan->block_q - rows_.query / problem_->plan->block_q;
+  }
+
+  const ForwardProblem* problem_ = nullptr;
+  const AttentionArgs* a_ = nullptr;
+  RowTile rows_;
+  int64_t depth_ = 0, width_ = 0, stride_ = 0;
+  float unit_ = 1;  // scores are made in base 2, or in natural units where they pass through a softcap
+  bool few_ = false;
+  memory::Buffer<float> q_, k_, v_, scores_, o_, stage_, values_;
+  memory::Buffer<uint8_t> bytes_;
+  memory::Buffer<RunningRow> running_;
+  memory::Buffer<Columns> columns_;
+};
+
+void ForwardTile::begin(const ForwardProblem& problem, const RowTile& rows, const Tiling& tiling) {
+  problem_ = &problem, a_ = &problem.args, rows_ = rows;
+  const int64_t n = rows.rows();
+  depth_ = packed_depth(*a_), width_ = round_up(a_->dim_v, kLanes);
+  stride_ = round_up(tiling.keys, kLanes) + kLanes;
+  unit_ = a_->softcap > 0 ? 1.0f : kLog2E;
+  few_ = n <= kFewRows;
+  q_.reserve(n * depth_);
+  if (!few_) k_.reserve(round_up(tiling.keys, kPanel) * depth_);
+  v_.reserve(tiling.keys * width_);
+  scores_.reserve(n * stride_);
+  o_.reserve(n * width_);
+  stage_.reserve((kLanes + 1) * depth_);
+  values_.reserve(tiling.keys);
+  bytes_.reserve(tiling.keys);
+  running_.reserve(n);
+  columns_.reserve(rows.queries);
+  pack_queries(*a_, rows, unit_, q_.data());
+  std::fill(o_.data(), o_.data() + n * width_, 0.0f);
+  std::fill(running_.data(), running_.data() + n, RunningRow());
+}
+
+// Limits of every query; false when all queries see all keys of the tile.
+bool ForwardTile::limit_columns(const KeyTile& tile) {
+  bool limited = false;
+  for (int64_t i = 0; i < rows_.queries; ++i) {
+    const VisibleKeys sees = a_->visible_keys(rows_.batch, rows_.query + i);
+    auto column = [&](int64_t key) -> int64_t {
+      return tile.keys ? std::lower_bound(tile.keys, tile.keys + tile.count, key) - tile.keys
+                       : std::clamp<int64_t>(key - tile.first, 0, tile.count);
+    };
+    columns_[i] = {column(sees.prefix), column(sees.begin), column(sees.end)};
+    limited |= columns_[i].prefix < tile.count && (columns_[i].begin > 0 || columns_[i].end < tile.count);
+  }
+  return limited;
+}
+
+bool ForwardTile::mask_shows(const KeyTile& tile) const {
+  for (int64_t r = 0; r < rows_.rows(); ++r) {
+    const uint8_t* mask = a_->mask.at<uint8_t>(rows_.batch, rows_.head_of(r), rows_.query_of(r));
+    const Columns& sees = columns_of(r);
+    for (int64_t c = sees.first(); c < sees.last(); ++c)
+      if (mask[tile.key(c)]) return true;
+  }
+  return false;
+}
+
+void ForwardTile::step(const KeyTile& tile) {
+  const bool limited = limit_columns(tile);
+  if (a_->mask && !mask_shows(tile)) return;
+  if (!few_) pack_keys(*a_, rows_.batch, rows_.head, tile, stage_.data(), k_.data());
+  const ValueRows v = pack_values(*a_, rows_.batch, rows_.head, tile, v_.data());
+  // A weight of 0 hides a value from a row only when the value is finite.
+  const bool hides = limited || a_->mask || a_->bias || tile.members;
+  const bool finite = !hides || all_finite(v, tile.count, width_);
+  const int64_t chunk = limited ? kEdgeRows : kChunkRows;
+  for (int64_t row = 0; row < rows_.rows(); row += chunk) {
+    const int64_t rows = std::min(chunk, rows_.rows() - row);
+    int64_t low = tile.count, high = 0;
+    for (int64_t r = row; r < row + rows; ++r) {
+      const Columns& sees = columns_of(r);
+      if (sees.empty()) continue;
+      low = std::min(low, sees.first());
+      high = std::max(high, sees.last());
+    }
+    if (low >= high) continue;
+    score_chunk(tile, row, rows, low, high);
+    weigh_chunk(tile, row, rows, low, high);
+    add_values(v, finite, row, rows, low, high);
+  }
+}
+
+void ForwardTile::score_chunk(const KeyTile& tile, int64_t row, int64_t rows, int64_t low, int64_t high) {
+  const float* q = q_.data() + row * depth_;
+  float* scores = scores_.data() + row * stride_;
+  if (few_) return score_rows(*a_, rows_.batch, rows_.head, tile, q, rows, stage_.data(), scores, stride_);
+  const int64_t skip = low / kPanel * kPanel;
+  multiply_panels({q, depth_, 1, k_.data() + skip * depth_, kPanel, scores + skip, stride_, rows,
+                   a_->dim + a_->rank, false},
+                  kPanel * depth_, round_up(high, kLanes) - skip);
+}
+
+// Everything between q.k and the softmax, for the columns [low, high) of one row.
+void ForwardTile::adjust_scores(const KeyTile& tile, int64_t row, float* scores, int64_t low, int64_t high) {
+  const AttentionArgs& a = *a_;
+  const int64_t h = rows_.head_of(row), i = rows_.query_of(row), count = high - low;
+  if (a.bias) {
+    const float* bias = a.bias.at<float>(rows_.batch, h, i);
+    if (tile.keys)
+      for (int64_t c = 0; c < count; ++c) values_[c] = bias[tile.keys[low + c]];
+    add_scaled(scores + low, tile.keys ? values_.data() : bias + tile.first + low, unit_, count);
+  }
+  if (a.slopes) {
+    const int64_t position = a.position(rows_.batch, i);
+    if (tile.keys)
+      for (int64_t c = low; c < high; ++c)
+        scores[c] -= unit_ * a.slopes[h] * static_cast<float>(std::abs(position - tile.keys[c]));
+    else
+      add_distance(scores + low, unit_ * a.slopes[h], position, tile.first + low, count);
+  }
+  if (a.softcap > 0) cap_scores(scores + low, a.softcap, kLog2E, count);
+  if (a.mask) {
+    const uint8_t* mask = a.mask.at<uint8_t>(rows_.batch, h, i);
+    if (tile.keys)
+      for (int64_t c = 0; c < count; ++c) bytes_[c] = mask[tile.keys[low + c]];
+    hide_masked(scores + low, tile.keys ? bytes_.data() : mask + tile.first + low, count);
+  }
+  if (tile.members) hide_masked(scores + low, tile.members + list_of(row) * tile.members_stride + low, count);
+}
+
+void ForwardTile::weigh_chunk(const KeyTile& tile, int64_t row, int64_t rows, int64_t low, int64_t high) {
+  for (int64_t r = row; r < row + rows; ++r) {
+    float* scores = scores_.data() + r * stride_;
+    const Columns& sees = columns_of(r);
+    if (sees.empty()) {
+      std::fill(scores + low, scores + high, 0.0f);
+      continue;
+    }
+    const int64_t first = sees.first(), last = sees.last();
+    adjust_scores(tile, r, scores, first, last);
+    if (sees.begin < sees.end && sees.prefix < sees.begin && sees.prefix > 0)
+      std::fill(scores + sees.prefix, scores + sees.begin, kMinusInfinity);
+    const float factor = fold(running_[r], scores + first, last - first);
+    if (factor != 1.0f) scale_row(o_.data() + r * width_, factor, width_);
+    std::fill(scores + low, scores + first, 0.0f);
+    if (last < high) std::fill(scores + last, scores + high, 0.0f);
+  }
+}
+
+// O += P V. Where V holds NaN or infinity, rows that do not see them (weight 0) must not multiply them.
+void ForwardTile::add_values(const ValueRows& v, bool finite, int64_t row, int64_t rows, int64_t low,
+                             int64_t high) {
+  const float* weights = scores_.data() + row * stride_;
+  float* o = o_.data() + row * width_;
+  Product product{weights + low, stride_,    1,   v.data + low * v.stride, v.stride, o, width_,
+                  rows,          high - low, true};
+  if (finite) return multiply(product, width_);
+  product.rows = product.depth = 1;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = low; c < high; ++c) {
+      product.a = weights + r * stride_ + c;
+      product.b = v.data + c * v.stride;
+      product.c = o + r * width_;
+      if (*product.a != 0.0f) multiply(product, width_);
+    }
+}
+
+void ForwardTile::finish() {
+  const ForwardProblem& p = *problem_;
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (int64_t r = 0; r < rows_.rows(); ++r) {
+    const int64_t h = rows_.head_of(r), i = rows_.query_of(r);
+    const int64_t at = rows_.batch * p.lse_batch + h * p.lse_head + i;
+    double maximum = running_[r].maximum, sum = running_[r].sum, factor = 1;
+    if (p.sum) {
+      p.lse[at] = static_cast<float>(maximum * std::log(2.0));
+      p.sum[at] = running_[r].sum;
+    } else {
+      if (a_->sink) {
+        const double sink = static_cast<double>(a_->sink[h]) / std::log(2.0), top = std::max(maximum, sink);
+        factor = maximum == -infinity ? 0 : std::exp2(maximum - top);
+        sum = sum * factor + (sink == -infinity ? 0 : std::exp2(sink - top));
+        maximum = top;
+      }
+      p.lse[at] = static_cast<float>(sum == 0 ? -infinity : (maximum + std::log2(sum)) * std::log(2.0));
+      factor = sum == 0 ? 0 : factor / sum;
+    }
+    store_row(o_.data() + r * width_, a_->dim_v, static_cast<float>(factor), p.o.at(rows_.batch, h, i),
+              p.o.dtype);
+  }
+}
+
+void run_task(const ForwardTask& task, const Tiling& tiling, ForwardTile& tile) {
+  const ForwardProblem& p = *task.problem;
+  if (!p.plan) {
+    KeySource source(p.args, task.rows, tiling.keys);
+    return tile.run(p, task.rows, source, tiling);
+  }
+  if (task.lists == 1 || cpu::union_pays(task)) {
+    KeySource source(p.args, task.rows, tiling.keys, *p.plan, task.first_list, task.lists,
+                     tile.source_buffers);
+    return tile.run(p, task.rows, source, tiling);
+  }
+  // Lists with little in common: one after another.
+  const int64_t end = task.rows.query + task.rows.queries;
+  for (int64_t list = 0; list < task.lists; ++list) {
+    RowTile rows = task.rows;
+    rows.query = std::max(rows.query, (task.rows.query / p.plan->block_q + list) * p.plan->block_q);
+    rows.queries = std::min(end, (rows.query / p.plan->block_q + 1) * p.plan->block_q) - rows.query;
+    KeySource source(p.args, rows, tiling.keys, *p.plan, task.first_list + list, 1, tile.source_buffers);
+    tile.run(p, rows, source, tiling);
+  }
+}
+
+void run_forward_tasks(std::span<const ForwardProblem> problems) {
+  const Tiling tiling = cpu::tiling_of(problems);
+  const std::vector<ForwardTask> tasks = cpu::forward_tasks(problems, tiling);
+  std::vector<ForwardTile> tiles(static_cast<size_t>(threads()));
+  parallel_for(static_cast<int64_t>(tasks.size()), [&](int64_t task, int worker) {
+    run_task(tasks[static_cast<size_t>(task)], tiling, tiles[static_cast<size_t>(worker)]);
+  });
+}
+
+}  // namespace
+}  // namespace fovea::kernels::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace fovea::kernels {
+HWY_EXPORT(run_forward_tasks);
+
+void cpu::run_forward(std::span<const ForwardProblem> problems) {
+  HWY_DYNAMIC_DISPATCH(run_forward_tasks)(problems);
+}
+
+}  // namespace fovea::kernels
+#endif
