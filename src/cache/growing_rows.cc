@@ -31,8 +31,9 @@ GrowingRows& GrowingRows::operator=(const GrowingRows& other) {
 
 void GrowingRows::reallocate(int64_t capacity) {
   int64_t lane = 0, bytes = 0;
-  require(!__builtin_mul_overflow(capacity, row_bytes_, &lane) && !__builtin_mul_overflow(lane, lanes_, &bytes),
-          "cache: ", capacity, " tokens are too many");
+  require(
+      !__builtin_mul_overflow(capacity, row_bytes_, &lane) && !__builtin_mul_overflow(lane, lanes_, &bytes),
+      "cache: ", capacity, " tokens are too many");
   auto block = std::static_pointer_cast<std::byte>(memory::allocate(bytes));
   for (int64_t l = 0; l < lanes_ && rows_ > 0; ++l)
     std::memcpy(block.get() + l * lane, row<std::byte>(l, 0), static_cast<size_t>(rows_ * row_bytes_));

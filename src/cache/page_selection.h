@@ -14,10 +14,10 @@ struct QuestSelectionOptions : QuestOptions {
   int64_t dense_layers = 2;
 
   static constexpr auto fields() {
-    return std::tuple_cat(QuestOptions::fields(),
-                          options::list(options::field(&QuestSelectionOptions::dense_layers, "dense_layers",
-                                                       "first layers, which read everything",
-                                                       options::at_least(0))));
+    return std::tuple_cat(
+        QuestOptions::fields(),
+        options::list(options::field(&QuestSelectionOptions::dense_layers, "dense_layers",
+                                     "first layers, which read everything", options::at_least(0))));
   }
 };
 
@@ -34,8 +34,8 @@ class PageSelection {
   void written(const Storage& storage, int64_t slot, int64_t count);
   /// The storage has been cut to its present slots.
   void truncated(const Storage& storage);
-  /// Pages i32 [1,Hq,1,R] for q [1,Hq,1,D], ascending, -1 at the end; undefined when all are read. `newest` is
-  /// the slot of the newest token.
+  /// Pages i32 [1,Hq,1,R] for q [1,Hq,1,D], ascending, -1 at the end; undefined when all are read. `newest`
+  /// is the slot of the newest token.
   Tensor select(const Tensor& q, int64_t newest);
 
   /// Of the bounds.
@@ -46,16 +46,10 @@ class PageSelection {
   void load(ByteReader& in, const Storage& storage);
 
  private:
-  int64_t pages() const { return low_.rows(); }
-  // Bounds of keys [H,count,D] that lie in one page: replaces or widens what is there.
-  void bound(const Tensor& keys, int64_t page, bool fresh);
-  void put(const Tensor& low, const Tensor& high, int64_t page);
-
   QuestOptions options_;
   DType type_;
   int64_t slots_ = 0;  // how many are covered by the bounds
   GrowingRows low_, high_;
-  Tensor scratch_;
   int64_t bytes_read_ = 0;
 };
 

@@ -16,7 +16,7 @@ struct QuestOptions {
 
   static constexpr auto fields() {
     return options::list(
-        options::field(&QuestOptions::page_size, "page_size", "tokens per page", options::between(1, 1 << 30))
+        options::field(&QuestOptions::page_size, "page_size", "tokens per page", options::at_least(1))
             .alias("page"),
         options::field(&QuestOptions::token_budget, "token_budget", "tokens read per head and step",
                        options::at_least(1))

@@ -8,9 +8,9 @@
 namespace fovea::cache {
 
 Retention Retention::make(const PolicySpec& spec) {
-  if (spec.name == "streaming")
-    return Retention(options::from_pairs<StreamingOptions>(spec.options, spec.name));
-  options::from_pairs<options::None>(spec.options, "all");
+  const std::string& name = policy_of(PolicyKind::retention, spec.name).name;
+  if (name == "streaming") return Retention(options::from_pairs<StreamingOptions>(spec.options, name));
+  options::from_pairs<options::None>(spec.options, name);
   return {};
 }
 

@@ -48,8 +48,8 @@ class Storage {
   virtual std::optional<std::pair<Tensor, Tensor>> exact() const { return std::nullopt; }
 
   /// Attention of q [1,Hq,T,D] f32 over the slots, in f32. Without `pages` the last T slots belong to the
-  /// rows, in order, and row i sees up to its own; with pages i32 [1,Hq,1,R] (ascending, -1 at the end) T is 1
-  /// and each query head reads its own pages of `page_size` slots.
+  /// rows, in order, and row i sees up to its own; with pages i32 [1,Hq,1,R] (ascending, -1 at the end) T is
+  /// 1 and each query head reads its own pages of `page_size` slots.
   virtual kernels::AttentionResult attend(const Tensor& q, const Tensor& pages, int64_t page_size) = 0;
   /// Bytes the last attend read.
   int64_t bytes_read() const { return bytes_read_; }

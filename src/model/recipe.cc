@@ -27,8 +27,8 @@ bool in_plain_value(std::string_view text, size_t i) {
 
 // Characters, not bytes: the continuation bytes of UTF-8 do not count.
 size_t characters(std::string_view text) {
-  return static_cast<size_t>(
-      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0u) != 0x80u; }));
+  return static_cast<size_t>(std::count_if(
+      text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0u) != 0x80u; }));
 }
 
 // "recipe: character 9: what", the line, and a caret under the character.
@@ -54,9 +54,10 @@ class Parser {
     std::vector<WrittenPart> result;
     do result.push_back(part());
     while (accept(';'));
-    if (at_ < text_.size()) fail(result.back().slot.empty() && peek() == '+'
-                                     ? "'+' joins cache policies: write cache=" + result.back().terms[0].name + "+..."
-                                     : "expected ';' or the end, got " + here());
+    if (at_ < text_.size())
+      fail(result.back().slot.empty() && peek() == '+'
+               ? "'+' joins cache policies: write cache=" + result.back().terms[0].name + "+..."
+               : "expected ';' or the end, got " + here());
     return result;
   }
 
@@ -111,7 +112,8 @@ class Parser {
     result.place = at_;
     result.name = name("the name of a mechanism");
     if (peek() == '(') {
-      if (depth == kMaxNesting) fail("mechanisms are nested more than " + std::to_string(kMaxNesting) + " deep");
+      if (depth == kMaxNesting)
+        fail("mechanisms are nested more than " + std::to_string(kMaxNesting) + " deep");
       ++at_;
       result.inner.push_back(term(depth + 1));
       if (!accept(')')) fail("expected ')', got " + here());
@@ -148,8 +150,7 @@ class Parser {
     while (at_ < text_.size() && text_[at_] != '"') {
       if (text_[at_] == '\\') {
         if (++at_ == text_.size()) break;
-        if (text_[at_] != '"' && text_[at_] != '\\')
-          fail("expected '\"' or '\\' after '\\', got " + here());
+        if (text_[at_] != '"' && text_[at_] != '\\') fail("expected '\"' or '\\' after '\\', got " + here());
       }
       value += text_[at_++];
     }

@@ -66,7 +66,8 @@ class Reader {
 
   WrittenTerm term(const Json& json, const std::string& path, int depth) {
     object(json, path);
-    if (depth > kMaxNesting) fail(place(path), "mechanisms are nested more than " + std::to_string(kMaxNesting) + " deep");
+    if (depth > kMaxNesting)
+      fail(place(path), "mechanisms are nested more than " + std::to_string(kMaxNesting) + " deep");
     WrittenTerm result;
     result.place = place(path);
     for (const auto& [key, value] : json.items()) {

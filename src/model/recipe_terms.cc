@@ -152,31 +152,31 @@ class Resolver {
         if (find(other, written.name))
           fail(written.place, "'" + written.name + "' is a " + slot_holds(other) + ", not a " +
                                   slot_holds(slot) + ": write " + slot_name(other) + "=" + written.name);
-      fail(written.place,
-           "no " + slot_holds(slot) + " is called '" + written.name + "'" + suggestion(written.name, names(slot)));
+      fail(written.place, "no " + slot_holds(slot) + " is called '" + written.name + "'" +
+                              suggestion(written.name, names(slot)));
     }
     RecipeTerm result;
     result.name = written.name;
     if (!known->wraps && !written.inner.empty())
       fail(written.inner[0].place, "'" + written.name + "' does not work around another mechanism");
     if (known->wraps && written.inner.empty())
-      fail(written.place, "'" + written.name + "' works around another planner: write " + written.name +
-                              "(planner)");
+      fail(written.place,
+           "'" + written.name + "' works around another planner: write " + written.name + "(planner)");
     for (const auto& inner : written.inner) result.inner.push_back(term(inner, slot));
     result.options = canonical_options(written, *known->options);
     return result;
   }
 
   // Declaration order, full names, values as they print, defaults dropped.
-  options::Pairs canonical_options(const WrittenTerm& written, const std::vector<options::Info>& fields) const {
+  options::Pairs canonical_options(const WrittenTerm& written,
+                                   const std::vector<options::Info>& fields) const {
     std::vector<std::string> values(fields.size());
     std::vector<bool> given(fields.size());
     for (const auto& option : written.options) {
       const options::Info* field = options::find(fields, option.key);
       if (field == nullptr) unknown_option(written.name, option, fields);
       const size_t index = static_cast<size_t>(field - fields.data());
-      if (given[index])
-        fail(option.key_place, written.name + ": option " + field->name + " is given twice");
+      if (given[index]) fail(option.key_place, written.name + ": option " + field->name + " is given twice");
       given[index] = true;
       try {
         values[index] = options::canonical(*field, option.value, written.name + ": option " + field->name);

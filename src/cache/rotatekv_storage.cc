@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "fovea/cache/rotatekv_storage.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "fovea/kernels/hadamard.h"
+#include "fovea/kernels/quantize.h"
+#include "fovea/kernels/rope.h"
+
+namespace fovea::cache {
+namespace {
+
+// A part of the layer's heads may not divide by the group that suits the whole layer.
+RotateKvOptions row_options(const RotateKvStorageOptions& options, int64_t heads, const CacheShape& shape) {
+  RotateKvOptions result;
+  result.bits = options.bits;
+  result.clip_ratio = options.clip_ratio;
+  result.group_size = std::min(options.group_size, heads * shape.dim);
+  const int64_t wanted = options.head_group > 0 ? options.head_group : 4;
+  require(options.head_group == 0 || shape.heads_kv % options.head_group == 0,
+          "rotatekv: option head_group = ", options.head_group, " does not divide the ", shape.heads_kv,
+          " kv heads");
+  result.head_group = std::gcd(wanted, heads);
+  check_rows(result, heads, shape.dim);
+  return result;
+}
+
+RotateKvOptions value_options(const RotateKvStorageOptions& options, int64_t heads, const CacheShape& shape) {
+  RotateKvOptions result;
+  result.bits = options.bits;
+  result.clip_ratio = options.clip_ratio;
+  result.group_size = std::min(options.group_size, heads * shape.dim_v);
+  result.head_group = 1;
+  check_rows(result, heads, shape.dim_v);
+  return result;
+}
+
+// f16 holds integers up to 2048 exactly. A zero beyond that says that the group's spread is below f16
+// resolution of its values: it is stored as a constant (codes 0, zero -1).
+constexpr float kLargestZero = 2048;
+
+}  // namespace
+
+RotateKvStorage::Side::Side(const RotateKvOptions& row_options, int64_t channels)
+    : options(row_options),
+      codes(1, (channels * row_options.bits + 7) / 8),
+      scales(1, channels / row_options.group_size * 2 * size_of(DType::f16)) {}
+
+void RotateKvStorage::Side::write(const Tensor& x, const Tensor& perm, int64_t slot) {
+  const int64_t count = x.dim(2), channels = x.dim(1) * x.dim(3), groups = channels / options.group_size;
+  const Tensor z = rotate_rows(x, perm, options.head_group);
+  codes.resize(std::max(codes.rows(), slot + count));
+  scales.resize(codes.rows());
+  std::vector<float> scale(static_cast<size_t>(groups)), zero(scale.size()), flat;
+  const auto quantize = [&](const float* row, uint8_t* out) {
+    kernels::quantize_affine_row(row, channels, options.bits, options.group_size,
+                                 static_cast<float>(options.clip_ratio), out, scale.data(), zero.data());
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    const float* row = &z.at<float>(0, i, 0);
+    quantize(row, codes.row<uint8_t>(0, slot + i));
+    if (std::any_of(zero.begin(), zero.end(), [](float x0) { return std::fabs(x0) > kLargestZero; })) {
+      flat.assign(row, row + channels);
+      for (int64_t g = 0; g < groups; ++g)
+        if (std::fabs(zero[static_cast<size_t>(g)]) > kLargestZero)
+          std::fill_n(flat.begin() + g * options.group_size, options.group_size,
+                      flat[static_cast<size_t>(g * options.group_size)]);
+      quantize(flat.data(), codes.row<uint8_t>(0, slot + i));
+    }
+    Half* out = scales.row<Half>(0, slot + i);
+    for (int64_t g = 0; g < groups; ++g) {
+      out[g] = to_half(scale[static_cast<size_t>(g)]);
+      out[groups + g] = to_half(zero[static_cast<size_t>(g)]);
+    }
+  }
+}
+
+Tensor RotateKvStorage::Side::read(int64_t slot, int64_t count, int64_t channels) const {
+  const int64_t groups = channels / options.group_size;
+  Tensor z = Tensor::empty({1, count, channels});
+  std::vector<float> scale(static_cast<size_t>(2 * groups));
+  for (int64_t i = 0; i < count; ++i) {
+    const Half* from = scales.row<Half>(0, slot + i);
+    std::transform(from, from + 2 * groups, scale.begin(), [](Half x) { return to_float(x); });
+    kernels::dequantize_affine_row(codes.row<uint8_t>(0, slot + i), scale.data(), scale.data() + groups,
+                                   channels, options.bits, options.group_size,
+                                   z.data<float>() + i * channels);
+  }
+  return z;
+}
+
+RotateKvStorage::RotateKvStorage(const RotateKvStorageOptions& options, int64_t heads,
+                                 const CacheShape& shape)
+    : TiledStorage(heads, shape.dim, shape.dim_v),
+      pivots_wanted_(options.n_pivot),
+      frequencies_(shape.rope_frequencies),
+      magnitude_(shape.rope_magnitude),
+      k_(row_options(options, heads, shape), heads * shape.dim),
+      v_(value_options(options, heads, shape), heads * shape.dim_v),
+      positions_(1, size_of(DType::i32)),
+      sink_rows_(1, heads * (shape.dim + shape.dim_v) * size_of(DType::f16)) {}
+
+int64_t RotateKvStorage::token_bytes() const {
+  return k_.codes.row_bytes() + k_.scales.row_bytes() + v_.codes.row_bytes() + v_.scales.row_bytes() +
+         positions_.row_bytes();
+}
+
+void RotateKvStorage::observe(const NewRows& rows) {
+  find_sinks(rows);
+  if (slots() > 0) return;  // rows that are held already follow another order
+  const int64_t count = rows.k_unrotated.dim(1);
+  std::vector<int64_t> ordinary;
+  for (int64_t t = 0; t < count; ++t)
+    if (!is_sink(rows.position + t)) ordinary.push_back(t);
+  if (ordinary.empty()) return;
+  Tensor sample = rows.k_unrotated.unsqueeze(0);
+  if (static_cast<int64_t>(ordinary.size()) < count) {
+    sample = Tensor::empty({1, heads_, static_cast<int64_t>(ordinary.size()), dim_});
+    for (size_t i = 0; i < ordinary.size(); ++i)
+      sample.select(2, static_cast<int64_t>(i))
+          .copy_from(rows.k_unrotated.unsqueeze(0).select(2, ordinary[i]));
+  }
+  perm_ = rotatekv_calibrate(sample, k_.options.head_group);
+}
+
+// The sinks of a prompt are the tokens of its pivots_wanted_ largest hidden entries. Chunks come one by one:
+// each adds its own entries to the largest so far.
+void RotateKvStorage::find_sinks(const NewRows& rows) {
+  if (!rows.hidden.defined() || rows.hidden.dim(0) == 0 || pivots_wanted_ == 0) return;
+  const Tensor hidden = rows.hidden;
+  const Tensor mask = rotatekv_sinks(hidden.unsqueeze(0), pivots_wanted_);
+  for (int64_t t = 0; t < hidden.dim(0); ++t) {
+    if (mask.at<uint8_t>(0, t) == 0) continue;
+    for (int64_t e = 0; e < hidden.dim(1); ++e)
+      pivots_.push_back({std::fabs(hidden.at<float>(t, e)), rows.position + t});
+    std::stable_sort(pivots_.begin(), pivots_.end(),
+                     [](const Pivot& a, const Pivot& b) { return a.magnitude > b.magnitude; });
+    pivots_.resize(std::min(pivots_.size(), static_cast<size_t>(pivots_wanted_)));
+  }
+}
+
+bool RotateKvStorage::is_sink(int64_t position) const {
+  return std::any_of(pivots_.begin(), pivots_.end(),
+                     [&](const Pivot& pivot) { return pivot.position == position; });
+}
+
+void RotateKvStorage::write(const NewRows& rows, int64_t token, int64_t count, int64_t slot) {
+  const auto part = [&](const Tensor& x) { return x.slice(1, token, token + count).unsqueeze(0); };
+  k_.write(part(rows.k_unrotated), perm_, slot);
+  v_.write(part(rows.v), {}, slot);
+  positions_.resize(std::max(positions_.rows(), slot + count));
+  for (int64_t i = 0; i < count; ++i)
+    *positions_.row<int32_t>(0, slot + i) = static_cast<int32_t>(rows.position + token + i);
+
+  drop_sinks(slot, slot + count);
+  for (int64_t i = 0; rows.prompt && i < count; ++i)
+    if (is_sink(rows.position + token + i)) keep_sink(rows, token + i, slot + i);
+}
+
+void RotateKvStorage::keep_sink(const NewRows& rows, int64_t token, int64_t slot) {
+  sink_slots_.push_back(slot);
+  sink_rows_.resize(static_cast<int64_t>(sink_slots_.size()));
+  const Tensor v = rotate_rows(rows.v.slice(1, token, token + 1).unsqueeze(0), {}, 1);
+  Half* out = sink_row(sink_slots_.size() - 1);
+  for (int64_t h = 0; h < heads_; ++h) {
+    const float* k = &rows.k_unrotated.at<float>(h, token, 0);
+    out = std::transform(k, k + dim_, out, [](float x) { return to_half(x); });
+  }
+  std::transform(v.data<float>(), v.data<float>() + heads_ * dim_v_, out, [](float x) { return to_half(x); });
+}
+
+void RotateKvStorage::drop_sinks(int64_t first_slot, int64_t last_slot) {
+  const int64_t width = heads_ * (dim_ + dim_v_);
+  for (size_t i = sink_slots_.size(); i-- > 0;) {
+    if (sink_slots_[i] < first_slot || sink_slots_[i] >= last_slot) continue;
+    const size_t last = sink_slots_.size() - 1;
+    std::copy_n(sink_row(last), i == last ? 0 : width, sink_row(i));
+    sink_slots_[i] = sink_slots_[last];
+    sink_slots_.pop_back();
+    sink_rows_.resize(static_cast<int64_t>(last));
+  }
+}
+
+void RotateKvStorage::truncate(int64_t slots, int64_t length) {
+  drop_sinks(slots, this->slots());
+  for (auto* rows : {&k_.codes, &k_.scales, &v_.codes, &v_.scales, &positions_}) rows->resize(slots);
+  std::erase_if(pivots_, [&](const Pivot& pivot) { return pivot.position >= length; });
+  if (slots == 0) perm_ = {};
+}
+
+void RotateKvStorage::decode_tile(int64_t, int64_t slot, int64_t count, const Tensor& k,
+                                  const Tensor& v) const {
+  const Tensor x = unrotate_rows(k_.read(slot, count, heads_ * dim_), perm_, k_.options.head_group, heads_);
+  const auto with_sinks = [&](const auto& body) {
+    for (size_t i = 0; i < sink_slots_.size(); ++i)
+      if (sink_slots_[i] >= slot && sink_slots_[i] < slot + count) body(sink_row(i), sink_slots_[i] - slot);
+  };
+  const auto put = [](const Half* from, int64_t width, float* to) {
+    std::transform(from, from + width, to, [](Half h) { return to_float(h); });
+  };
+  with_sinks([&](const Half* row, int64_t i) {
+    for (int64_t h = 0; h < heads_; ++h) put(row + h * dim_, dim_, &x.at<float>(0, h, i, 0));
+  });
+  if (frequencies_.defined()) {
+    const Tensor positions = Tensor::wrap(positions_.row<int32_t>(0, slot), {count}, DType::i32);
+    kernels::apply_rope(x, kernels::rope_table(positions, frequencies_, magnitude_));
+  }
+  k.copy_from(x.select(0, 0));
+  if (!v.defined()) return;
+
+  const Tensor z = v_.read(slot, count, heads_ * dim_v_);  // identity order: head by head
+  v.copy_from(z.select(0, 0).reshape({count, heads_, dim_v_}).transpose(0, 1));
+  with_sinks([&](const Half* row, int64_t i) {
+    for (int64_t h = 0; h < heads_; ++h) put(row + heads_ * dim_ + h * dim_v_, dim_v_, &v.at<float>(h, i, 0));
+  });
+}
+
+// Values are rotated head by head: sum p (H v) = H (sum p v).
+void RotateKvStorage::restore_values(const Tensor& rows) const { kernels::hadamard_rows(rows, dim_v_); }
+
+void RotateKvStorage::save(ByteWriter& out) const {
+  for (const auto* rows : {&k_.codes, &k_.scales, &v_.codes, &v_.scales, &positions_}) rows->save(out);
+  out.value(static_cast<int64_t>(perm_.defined()));
+  if (perm_.defined()) out.bytes(perm_.raw(), perm_.bytes());
+  out.value(static_cast<int64_t>(pivots_.size()));
+  for (const auto& pivot : pivots_) {
+    out.value(pivot.magnitude);
+    out.value(pivot.position);
+  }
+  out.value(static_cast<int64_t>(sink_slots_.size()));
+  for (int64_t slot : sink_slots_) out.value(slot);
+  sink_rows_.save(out);
+}
+
+void RotateKvStorage::load(ByteReader& in, int64_t slots) {
+  for (auto* rows : {&k_.codes, &k_.scales, &v_.codes, &v_.scales, &positions_}) rows->load(in, slots);
+  perm_ = {};
+  if (in.value<int64_t>() != 0) {
+    const int64_t channels = heads_ * dim_;
+    perm_ = Tensor::empty({channels}, DType::i32);
+    in.bytes(perm_.raw(), perm_.bytes());
+    std::vector<int32_t> sorted(perm_.data<int32_t>(), perm_.data<int32_t>() + channels);
+    std::sort(sorted.begin(), sorted.end());
+    for (int64_t c = 0; c < channels; ++c)
+      require(sorted[static_cast<size_t>(c)] == c, "rotatekv: the order of channels is not a permutation");
+  }
+  const auto pivots = in.value<int64_t>();
+  require(pivots >= 0 && pivots <= pivots_wanted_, "rotatekv: the saved cache has ", pivots, " pivots");
+  pivots_.resize(static_cast<size_t>(pivots));
+  for (auto& pivot : pivots_) {
+    pivot.magnitude = in.value<float>();
+    pivot.position = in.value<int64_t>();
+  }
+  const auto sinks = in.value<int64_t>();
+  require(sinks >= 0 && sinks <= slots, "rotatekv: the saved cache has ", sinks, " sinks");
+  sink_slots_.clear();
+  for (int64_t i = 0; i < sinks; ++i) {
+    const auto slot = in.value<int64_t>();
+    require(slot >= 0 && slot < slots, "rotatekv: the saved cache has a sink in slot ", slot);
+    sink_slots_.push_back(slot);
+  }
+  sink_rows_.load(in, sinks);
+}
+
+}  // namespace fovea::cache
