@@ -33,9 +33,8 @@ class Stopwatch {
 Tensor read_gates(const std::string& path) {
   if (path.ends_with(".npy")) return io::read_npy(path);
   const auto file = io::read_safetensors(path);
-  const auto found = file.tensors.find("alpha");
-  require(found != file.tensors.end(), path, ": has no tensor 'alpha'");
-  return found->second;
+  require(file.tensors.contains("alpha"), path, ": has no tensor 'alpha'");
+  return file.tensors["alpha"];
 }
 
 /// Which kv heads stream, u8 [L,Hkv].

@@ -84,10 +84,10 @@ class FolderSource final : public WeightSource {
  public:
   explicit FolderSource(const std::string& folder) : WeightSource(folder) {
     for (const std::string& file : weight_files(folder)) {
-      auto contents = io::read_safetensors(folder + "/" + file);
-      for (auto& [name, tensor] : contents.tensors) {
+      const auto contents = io::read_safetensors(folder + "/" + file);
+      for (const auto& [name, tensor] : contents.tensors) {
         require(!tensors_.contains(name), folder, ": tensor '", name, "' is in more than one file");
-        tensors_.emplace(name, std::move(tensor));
+        tensors_.emplace(name, tensor);
       }
     }
   }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -22,7 +24,7 @@ namespace fovea::model::tiny {
 struct TinyModel {
   ModelConfig config;
   std::string rope_json = "null";  // the rope_scaling of config.json
-  Tensors tensors;                 // f32, by the names of a folder
+  std::map<std::string, Tensor> tensors;  // f32, by the names of a folder
 };
 
 struct Traits {
@@ -148,7 +150,9 @@ class TemporaryFolder {
 /// config.json and model.safetensors, and tokenizer.json where asked.
 inline void write_folder(const TinyModel& model, const std::string& folder, bool with_tokenizer = false) {
   write_text(folder + "/config.json", config_json(model));
-  io::write_safetensors(folder + "/model.safetensors", model.tensors);
+  Tensors tensors;
+  for (const auto& [name, tensor] : model.tensors) tensors.set(name, tensor);
+  io::write_safetensors(folder + "/model.safetensors", tensors);
   if (!with_tokenizer) return;
   write_text(folder + "/tokenizer.json", tokenizer_json());
   write_text(folder + "/tokenizer_config.json", R"({"eos_token":"<|end|>","add_bos_token":false})");

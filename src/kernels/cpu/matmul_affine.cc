@@ -143,13 +143,12 @@ void affine_panel(const AffinePanels& panels, const uint8_t* panel, const Quanti
 
 void multiply_affine_impl(const AffinePanels& panels, int64_t panel_begin, int64_t panel_end,
                           const QuantizedRows& x, int64_t x_rows, const Output& y) {
+  if (has_byte_dots()) return byte_dot_panels(panels, panel_begin, panel_end, x, x_rows, y);
   for (int64_t p = panel_begin; p < panel_end; ++p) {
     const uint8_t* panel = panels.data + p * panels.panel_bytes();
     float* out = y.data + p * kPanelRows;
     const int64_t columns = HWY_MIN(kPanelRows, y.columns - p * kPanelRows);
-    if (has_byte_dots())
-      byte_dot_panel(panels, panel, x, x_rows, out, y.stride, columns);
-    else if (panels.bits == 4)
+    if (panels.bits == 4)
       affine_panel<4>(panels, panel, x, x_rows, out, y.stride, columns);
     else
       affine_panel<8>(panels, panel, x, x_rows, out, y.stride, columns);
