@@ -3,6 +3,7 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <vector>
 
 namespace fovea::cli {
 
@@ -17,6 +18,7 @@ Command add_list(CLI::App& program);
 Command add_show(CLI::App& program);
 Command add_run(CLI::App& program);
 Command add_bench(CLI::App& program);
+Command add_generate(CLI::App& program);
 Command add_info(CLI::App& program);
 Command add_models(CLI::App& program);
 Command add_compare(CLI::App& program);

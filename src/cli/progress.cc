@@ -23,11 +23,11 @@ Progress::Progress(std::string label, int64_t total)
       begin_(Clock::now()),
       last_(begin_) {}
 
-Progress::~Progress() { clear(); }
+Progress::~Progress() { finish(); }
 
-void Progress::clear() {
+void Progress::finish() {
   if (drawn_) std::cerr << "\r\033[K" << std::flush;
-  drawn_ = false;
+  drawn_ = visible_ = false;
 }
 
 void Progress::update(int64_t done, std::string label) {

@@ -17,10 +17,10 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
   void update(int64_t done);
   void update(int64_t done, std::string label);
+  /// Clears the line; further updates draw nothing.
+  void finish();
 
  private:
-  void clear();
-
   std::string label_;
   int64_t total_;
   bool visible_, drawn_ = false;
