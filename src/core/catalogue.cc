@@ -6,15 +6,17 @@
 #include <numeric>
 
 // One line for each pair of files that registers operators: ENTRY(room, file stem).
-#define FOVEA_REGISTRATIONS(ENTRY)  \
-  ENTRY(cache, duo_attention)       \
-  ENTRY(cache, quest)               \
-  ENTRY(cache, rotatekv)            \
-  ENTRY(dense, fp8_attention)       \
-  ENTRY(sparse, minference)         \
-  ENTRY(sparse, plan_attention)     \
-  ENTRY(sparse, sparse_transformer) \
-  ENTRY(sparse, sparse_transformer_block)
+#define FOVEA_REGISTRATIONS(ENTRY)         \
+  ENTRY(dense, flash_attention)            \
+  ENTRY(dense, fp8_attention)              \
+  ENTRY(dense, memory_efficient_attention) \
+  ENTRY(sparse, minference)                \
+  ENTRY(sparse, plan_attention)            \
+  ENTRY(sparse, sparse_transformer)        \
+  ENTRY(sparse, sparse_transformer_block)  \
+  ENTRY(cache, duo_attention)              \
+  ENTRY(cache, quest)                      \
+  ENTRY(cache, rotatekv)
 
 #define FOVEA_DECLARE(room, stem)             \
   namespace fovea::room {                     \
