@@ -121,8 +121,8 @@ class Affine : public testing::TestWithParam<std::tuple<int, int64_t, bool>> {
 };
 
 TEST_P(Affine, ProductEqualsTheDequantisedOneOfRoundedActivations) {
-  for (int64_t rows : {1, 15, 16, 17, 65})
-    for (int64_t m : {1, 3, 4, 8, 13, 31}) {
+  for (int64_t rows : {1, 16, 47})
+    for (int64_t m : {1, 4, 7}) {
       const AffineWeight w = weight(rows, 3);
       const Tensor x = random_matrix(m, w.columns);
       const int64_t group = w.group % 32 == 0 ? 32 : 16;
