@@ -628,8 +628,7 @@ TEST(RotateKvStorage, NearlyConstantRowsAreHeldToSixteenBits) {
   Rng random(3);
   for (const Tensor* x : {&s.k_unrotated, &s.v})
     for (int64_t i = 0; i < x->size(); ++i)
-      x->data<float>()[i] =
-          (i % x->dim(2) == 0 ? 1000.0f : 0.0f) + 1e-3f * random.next_normal();
+      x->data<float>()[i] = (i % x->dim(2) == 0 ? 1000.0f : 0.0f) + 1e-3f * random.next_normal();
   s.shape.rope_frequencies = {};
   s.k = s.k_unrotated;
   CacheSpec spec;
