@@ -22,11 +22,12 @@ constexpr int kSpins = 20000;
 
 thread_local bool inside_pool = false;
 
-void relax() {
+// One turn of a waiting loop. Now and then the core is offered to others, in case whoever is waited for needs
+// it.
+void relax(int turn) {
+  if (turn % 64 == 63) return std::this_thread::yield();
 #if defined(__x86_64__) || defined(__i386__)
   __builtin_ia32_pause();
-#else
-  std::this_thread::yield();
 #endif
 }
 
@@ -38,13 +39,17 @@ int available_cores() {
 
 }  // namespace
 
+// A region is open while `epoch` is odd. A worker counts itself into `active` before it looks at the epoch
+// again, and the caller closes the epoch before it waits for `active` to fall to zero: whoever comes late
+// sees a closed region and leaves, so a region never waits for a worker that the system has not scheduled.
 struct ThreadPool::State {
   std::vector<std::thread> workers;
   std::mutex run_mutex;  // one region at a time
-  std::mutex mutex;
+  std::mutex mutex;      // guards sleeping and `failure`
   std::condition_variable wake;
-  std::atomic<uint64_t> generation{0};
-  std::atomic<int> running{0};
+  std::atomic<uint64_t> epoch{0};
+  std::atomic<int> active{0};
+  std::atomic<int> sleeping{0};
   std::atomic<int64_t> next{0};
   std::atomic<bool> stop{false};
   int64_t tasks = 0;
@@ -63,19 +68,34 @@ struct ThreadPool::State {
     inside_pool = false;
   }
 
-  void loop(int worker) {
-    uint64_t seen = 0;
-    for (;;) {
-      for (int spin = 0; spin < kSpins && generation.load(std::memory_order_acquire) == seen; ++spin) relax();
-      if (generation.load(std::memory_order_acquire) == seen) {
-        std::unique_lock lock(mutex);
-        wake.wait(lock, [&] { return generation.load(std::memory_order_acquire) != seen; });
-      }
-      seen = generation.load(std::memory_order_acquire);
-      if (stop.load()) return;
-      work(worker);
-      running.fetch_sub(1, std::memory_order_acq_rel);
+  // Waits for an epoch beyond `seen`: spinning first, then asleep.
+  uint64_t next_epoch(uint64_t seen) {
+    for (int spin = 0; spin < kSpins && epoch.load() == seen; ++spin) relax(spin);
+    if (epoch.load() == seen) {
+      std::unique_lock lock(mutex);
+      sleeping.fetch_add(1);
+      wake.wait(lock, [&] { return epoch.load() != seen; });
+      sleeping.fetch_sub(1);
     }
+    return epoch.load();
+  }
+
+  void loop(int worker) {
+    for (uint64_t seen = 0;;) {
+      seen = next_epoch(seen);
+      if (stop.load()) return;
+      if (seen % 2 == 0) continue;
+      active.fetch_add(1);
+      if (epoch.load() == seen) work(worker);
+      active.fetch_sub(1);
+    }
+  }
+
+  void advance_epoch() {
+    epoch.fetch_add(1);
+    if (sleeping.load() == 0) return;
+    { std::lock_guard lock(mutex); }
+    wake.notify_all();
   }
 };
 
@@ -86,10 +106,10 @@ ThreadPool::ThreadPool(int threads) : state_(std::make_unique<State>()) {
 }
 
 ThreadPool::~ThreadPool() {
+  state_->stop.store(true);
   {
     std::lock_guard lock(state_->mutex);
-    state_->stop.store(true);
-    state_->generation.fetch_add(1, std::memory_order_acq_rel);
+    state_->epoch.fetch_add(1);
   }
   state_->wake.notify_all();
   for (auto& worker : state_->workers) worker.join();
@@ -109,14 +129,10 @@ void ThreadPool::run(int64_t tasks, const TaskFunction& body) {
   s.body = &body;
   s.failure = nullptr;
   s.next.store(0);
-  s.running.store(static_cast<int>(s.workers.size()));
-  {
-    std::lock_guard lock(s.mutex);
-    s.generation.fetch_add(1, std::memory_order_acq_rel);
-  }
-  s.wake.notify_all();
+  s.advance_epoch();
   s.work(0);
-  while (s.running.load(std::memory_order_acquire) != 0) relax();
+  s.epoch.fetch_add(1);
+  for (int spin = 0; s.active.load() != 0; ++spin) relax(spin);
   if (s.failure) std::rethrow_exception(s.failure);
 }
 
