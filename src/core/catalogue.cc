@@ -7,6 +7,9 @@
 
 // One line for each pair of files that registers operators: ENTRY(room, file stem).
 #define FOVEA_REGISTRATIONS(ENTRY)         \
+  ENTRY(cache, duo_attention)              \
+  ENTRY(cache, quest)                      \
+  ENTRY(cache, rotatekv)                   \
   ENTRY(dense, flash_attention)            \
   ENTRY(dense, memory_efficient_attention) \
   ENTRY(sparse, minference)                \

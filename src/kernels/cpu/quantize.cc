@@ -11,19 +11,16 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/quantize.cc"
 #include "hwy/foreach_target.h"
-#include "hwy/highway.h"
+#include "kernels/cpu/e4m3-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace fovea::kernels::HWY_NAMESPACE {
 namespace {
 
-namespace hn = hwy::HWY_NAMESPACE;
 using DF = hn::ScalableTag<float>;
 using DI = hn::RebindToSigned<DF>;
 using DU = hn::RebindToUnsigned<DF>;
 using DB = hn::Rebind<uint8_t, DF>;
-
-constexpr float kE4m3Max = 448.0f;
 
 /// Runs body(i, count) over [0, n) in whole vectors, then once more for the tail.
 template <typename Body>
@@ -67,40 +64,6 @@ HWY_INLINE hn::Vec<DU> load_bytes(const uint8_t* x, int64_t count) {
   HWY_ALIGN uint8_t tail[hn::MaxLanes(d)] = {};
   std::copy(x, x + count, tail);
   return hn::PromoteTo(DU(), hn::Load(d, tail));
-}
-
-// ---- e4m3
-
-HWY_INLINE hn::Vec<DU> encode_e4m3(hn::Vec<DF> x) {
-  const DF d;
-  const DU du;
-  const auto sign = hn::And(hn::ShiftRight<24>(hn::BitCast(du, x)), hn::Set(du, 0x80u));
-  const auto magnitude = hn::Min(hn::Abs(x), hn::Set(d, kE4m3Max));
-  // Normal numbers: add half an ulp of the three kept mantissa bits, ties to even, and move the exponent
-  // bias from 127 to 7.
-  const auto bits = hn::BitCast(du, magnitude);
-  const auto odd = hn::And(hn::ShiftRight<20>(bits), hn::Set(du, 1));
-  const auto rounded = hn::ShiftRight<20>(hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFFFu))));
-  const auto normal = hn::Sub(rounded, hn::Set(du, 120u << 3));
-  // Below 2^-6 the code counts units of 2^-9; adding 2^14 makes that unit the last bit of a float.
-  const auto shifted = hn::BitCast(du, hn::Add(magnitude, hn::Set(d, 16384.0f)));
-  const auto subnormal = hn::Sub(shifted, hn::BitCast(du, hn::Set(d, 16384.0f)));
-  const auto is_subnormal = hn::RebindMask(du, hn::Lt(magnitude, hn::Set(d, 0.015625f)));
-  const auto code = hn::Or(sign, hn::IfThenElse(is_subnormal, subnormal, normal));
-  return hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(x)), hn::Set(du, 0x7Fu), code);
-}
-
-HWY_INLINE hn::Vec<DF> decode_e4m3(hn::Vec<DU> code) {
-  const DF d;
-  const DU du;
-  // The bits stand in place as a float whose exponent bias is off by 120; the product repairs that, for
-  // subnormal codes too.
-  const auto body = hn::And(code, hn::Set(du, 0x7Fu));
-  const auto magnitude = hn::Mul(hn::BitCast(d, hn::ShiftLeft<20>(body)), hn::Set(d, 0x1p120f));
-  const auto sign = hn::ShiftLeft<24>(hn::And(code, hn::Set(du, 0x80u)));
-  const auto value = hn::Or(magnitude, hn::BitCast(d, sign));
-  return hn::IfThenElse(hn::RebindMask(d, hn::Eq(body, hn::Set(du, 0x7Fu))),
-                        hn::Set(d, std::numeric_limits<float>::quiet_NaN()), value);
 }
 
 /// Largest magnitude of rows x [rows,n]; NaN counts for nothing, so that it stays local to its element.
