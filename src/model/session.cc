@@ -44,11 +44,9 @@ Tensor streaming_heads(const Model& model, const DuoHeadsOptions& duo) {
   const Shape expected{config.layers, config.heads_kv};
   require(gates.shape() == expected && is_float(gates.dtype()), "heads=duo: the gates are ", gates.describe(),
           ", expected floats ", expected.to_string());
-  const Tensor retrieval = cache::duo_heads(gates.to(DType::f32), {.sparsity = duo.sparsity});
-  Tensor streaming = Tensor::empty(expected, DType::u8);
-  for (int64_t i = 0; i < streaming.size(); ++i)
-    streaming.data<uint8_t>()[i] = retrieval.data<uint8_t>()[i] == 0 ? 1 : 0;
-  return streaming;
+  const Tensor heads = cache::duo_heads(gates.to(DType::f32), {.sparsity = duo.sparsity}).clone();
+  for (int64_t i = 0; i < heads.size(); ++i) heads.data<uint8_t>()[i] ^= 1;  // 1 were the retrieval heads
+  return heads;
 }
 
 std::vector<std::unique_ptr<cache::KvCache>> make_caches(const Model& model, const Recipe& recipe,
