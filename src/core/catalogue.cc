@@ -6,14 +6,16 @@
 #include <numeric>
 
 // One line for each pair of files that registers operators: ENTRY(room, file stem).
-#define FOVEA_REGISTRATIONS(ENTRY)  \
-  ENTRY(cache, duo_attention)       \
-  ENTRY(cache, quest)               \
-  ENTRY(cache, rotatekv)            \
-  ENTRY(sparse, minference)         \
-  ENTRY(sparse, plan_attention)     \
-  ENTRY(sparse, sparse_transformer) \
-  ENTRY(sparse, sparse_transformer_block)
+#define FOVEA_REGISTRATIONS(ENTRY)         \
+  ENTRY(cache, duo_attention)              \
+  ENTRY(cache, quest)                      \
+  ENTRY(cache, rotatekv)                   \
+  ENTRY(dense, flash_attention)            \
+  ENTRY(dense, memory_efficient_attention) \
+  ENTRY(sparse, minference)                \
+  ENTRY(sparse, plan_attention)            \
+  ENTRY(sparse, sparse_transformer)
+ENTRY(sparse, sparse_transformer_block)
 
 #define FOVEA_DECLARE(room, stem)             \
   namespace fovea::room {                     \

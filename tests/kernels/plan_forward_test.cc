@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+#include <vector>
+
+#include "fovea/core/memory.h"
+#include "fovea/core/rng.h"
+#include "fovea/kernels/attention.h"
+#include "fovea/kernels/key_plan.h"
+#include "tests/support/attention_problem.h"
+
+namespace fovea {
+namespace {
+
+using kernels::AttentionParams;
+using kernels::AttentionResult;
+using kernels::KeyPlan;
+using kernels::plan_forward;
+using kernels::Visibility;
+using reference::Inputs;
+using reference::random_inputs;
+using reference::relative_error;
+using reference::Sizes;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct PlanShape {
+  int64_t block_q, batches, heads;
+  double range_share, column_share;  // of the keys
+};
+
+/// Random disjoint ranges with random single keys between them.
+KeyPlan random_plan(const Sizes& s, const PlanShape& shape, uint64_t seed) {
+  KeyPlan plan{.block_q = shape.block_q, .batches = shape.batches, .heads = shape.heads};
+  plan.queries = s.queries, plan.keys = s.keys;
+  plan.range_offsets = {0}, plan.column_offsets = {0};
+  Rng rng(seed);
+  for (int64_t list = 0; list < plan.lists(); ++list) {
+    for (int64_t j = 0; j < s.keys;) {
+      const double x = rng.next_uniform();
+      if (x < shape.range_share / 8) {
+        const int64_t end = std::min(s.keys, j + 1 + rng.next_below(16));
+        plan.ranges.push_back({static_cast<int32_t>(j), static_cast<int32_t>(end)});
+        j = end;
+      } else {
+        if (x > 1 - shape.column_share) plan.columns.push_back(static_cast<int32_t>(j));
+        ++j;
+      }
+    }
+    plan.range_offsets.push_back(static_cast<int64_t>(plan.ranges.size()));
+    plan.column_offsets.push_back(static_cast<int64_t>(plan.columns.size()));
+  }
+  return plan;
+}
+
+bool has(const KeyPlan& plan, int64_t b, int64_t h, int64_t heads_q, int64_t i, int64_t j) {
+  const int64_t head = h * plan.heads / heads_q;
+  const auto list = static_cast<size_t>(
+      ((plan.batches == 1 ? 0 : b) * plan.heads + head) * plan.query_blocks() + i / plan.block_q);
+  for (auto r = plan.range_offsets[list]; r < plan.range_offsets[list + 1]; ++r)
+    if (j >= plan.ranges[static_cast<size_t>(r)].begin && j < plan.ranges[static_cast<size_t>(r)].end)
+      return true;
+  return std::binary_search(plan.columns.begin() + plan.column_offsets[list],
+                            plan.columns.begin() + plan.column_offsets[list + 1], static_cast<int32_t>(j));
+}
+
+reference::Problem problem_of(const Inputs& in, const KeyPlan& plan, const AttentionParams& params) {
+  reference::Problem problem = reference::problem_of(in, params);
+  problem.visible = [seen = problem.visible, &plan, heads = in.q.dim(1)](int64_t b, int64_t h, int64_t i,
+                                                                         int64_t j) {
+    return has(plan, b, h, heads, i, j) && seen(b, h, i, j);
+  };
+  return problem;
+}
+
+void expect_matches_on_every_target(const Inputs& in, const KeyPlan& plan, const AttentionParams& params) {
+  const reference::Result want = reference::attention(problem_of(in, plan, params));
+  reference::for_each_simd_target([&](const std::string& target) {
+    SCOPED_TRACE(target);
+    const AttentionResult got = plan_forward(in.q, in.k, in.v, plan, params);
+    EXPECT_LE(relative_error(got.o, want.o), 1e-5);
+    EXPECT_LE(relative_error(got.lse, want.lse), 1e-5);
+  });
+}
+
+class PlanForward : public ::testing::Test {
+ protected:
+  void SetUp() override { memory::set_poison(true); }
+  void TearDown() override { memory::set_poison(false); }
+};
+
+TEST_F(PlanForward, EqualsTheReferenceForEveryGranularityAndSharing) {
+  const Sizes s{2, 4, 2, 150, 210, 24, 20};
+  const Inputs in = random_inputs(s);
+  for (const PlanShape& shape :
+       {PlanShape{64, 2, 4, 0.5, 0}, PlanShape{64, 1, 1, 0, 0.2}, PlanShape{64, 2, 2, 0.3, 0.3},
+        PlanShape{128, 1, 4, 0.5, 0.1}, PlanShape{300, 1, 2, 0.5, 0.1}, PlanShape{16, 2, 4, 0.2, 0.2},
+        PlanShape{5, 1, 2, 0.3, 0.1}, PlanShape{1, 2, 4, 0, 0.1}, PlanShape{1, 1, 1, 0.1, 0.5},
+        PlanShape{1, 1, 2, 0, 0.9}})
+    for (bool causal : {false, true}) {
+      SCOPED_TRACE(::testing::Message() << "block " << shape.block_q << " batches " << shape.batches
+                                        << " heads " << shape.heads << " causal " << causal);
+      expect_matches_on_every_target(in, random_plan(s, shape, 7),
+                                     {.visible = causal ? Visibility::causal() : Visibility::all()});
+    }
+}
+
+TEST_F(PlanForward, TakesEveryOtherTermOfTheScore) {
+  const Sizes s{2, 2, 1, 70, 400, 16, 16};
+  const Inputs in = random_inputs(s);
+  AttentionParams params;
+  params.visible = Visibility{.window_left = 90, .window_right = 1, .prefix = 6};
+  params.softcap = 3;
+  params.k_len = Tensor::from(std::vector<int32_t>{400, 333}, {2});
+  params.sink = random_normal({2}, 3);
+  params.bias = random_normal({1, 2, 70, 400}, 4);
+  params.mask = Tensor::zeros({1, 1, 70, 400}, DType::u8);
+  for (int64_t i = 0; i < params.mask.size(); ++i) params.mask.data<uint8_t>()[i] = i % 5 != 0;
+  params.slopes = Tensor::from(std::vector<float>{0.1f, 0.02f}, {2});
+  params.bias_q = random_normal({1, 2, 70, 3}, 5);
+  params.bias_k = random_normal({1, 1, 400, 3}, 6);
+  for (int64_t block_q : {1, 8, 64})
+    expect_matches_on_every_target(in, random_plan(s, {block_q, 1, 2, 0.4, 0.3}, 8), params);
+}
+
+TEST_F(PlanForward, SixteenBitInputsAreReadExactly) {
+  const Sizes s{1, 2, 2, 40, 90, 20, 20};
+  const Inputs in = random_inputs(s, 2, DType::bf16);
+  for (int64_t block_q : {1, 64}) {
+    const KeyPlan plan = random_plan(s, {block_q, 1, 2, 0.3, 0.3}, 9);
+    const AttentionResult got = plan_forward(in.q, in.k, in.v, plan);
+    const AttentionResult want =
+        plan_forward(in.q.to(DType::f32), in.k.to(DType::f32), in.v.to(DType::f32), plan);
+    EXPECT_TRUE(reference::same_bits(got.o, want.o.to(DType::bf16)));
+  }
+}
+
+TEST_F(PlanForward, APlanOfEverythingIsExactAttention) {
+  const Sizes s{1, 4, 2, 130, 200, 32, 32};
+  const Inputs in = random_inputs(s);
+  const AttentionParams params{.visible = Visibility::causal()};
+  const AttentionResult want = kernels::flash_forward(in.q, in.k, in.v, params);
+  for (int64_t block_q : {1, 64}) {
+    KeyPlan plan{.block_q = block_q};
+    plan.queries = s.queries, plan.keys = s.keys;
+    plan.range_offsets = {0}, plan.column_offsets = {0};
+    for (int64_t list = 0; list < plan.lists(); ++list) {
+      plan.ranges.push_back({0, static_cast<int32_t>(s.keys)});
+      plan.range_offsets.push_back(list + 1);
+      plan.column_offsets.push_back(0);
+    }
+    const AttentionResult got = plan_forward(in.q, in.k, in.v, plan, params);
+    EXPECT_LE(relative_error(got.o, want.o), 1e-6);
+    EXPECT_LE(relative_error(got.lse, want.lse), 1e-6);
+  }
+}
+
+TEST_F(PlanForward, RowsWithoutPlannedKeysAreZeroWithMinusInfinity) {
+  const Sizes s{1, 1, 1, 70, 70, 16, 16};
+  const Inputs in = random_inputs(s);
+  KeyPlan plan{.block_q = 64};
+  plan.queries = plan.keys = 70;
+  plan.range_offsets = {0, 0, 0}, plan.column_offsets = {0, 0, 1}, plan.columns = {69};
+  const AttentionResult got = plan_forward(in.q, in.k, in.v, plan, {.visible = Visibility::causal()});
+  EXPECT_EQ(got.lse.at<float>(0, 0, 3), -kInfinity);
+  EXPECT_EQ(got.lse.at<float>(0, 0, 68), -kInfinity);
+  EXPECT_EQ(got.o.at<float>(0, 0, 68, 5), 0.0f);
+  EXPECT_EQ(got.o.at<float>(0, 0, 69, 5), in.v.at<float>(0, 0, 69, 5));
+}
+
+TEST_F(PlanForward, KeysOutsideThePlanMayBeNaN) {
+  const Sizes s{1, 2, 1, 64, 300, 16, 16};
+  for (int64_t block_q : {1, 16, 64}) {
+    Inputs in = random_inputs(s);
+    const KeyPlan plan = random_plan(s, {block_q, 1, 1, 0.1, 0.2}, 11);
+    const AttentionResult want = plan_forward(in.q, in.k, in.v, plan);
+    // Only the first block sees nothing of key j, if it is not in its list.
+    int64_t j = 0;
+    while (has(plan, 0, 0, 2, 0, j)) ++j;
+    in.v.at<float>(0, 0, j, 3) = std::numeric_limits<float>::quiet_NaN();
+    const AttentionResult got = plan_forward(in.q, in.k, in.v, plan);
+    for (int64_t i = 0; i < s.queries; ++i)
+      EXPECT_EQ(std::isnan(got.o.at<float>(0, 0, i, 3)), has(plan, 0, 0, 2, i, j)) << block_q << " " << i;
+  }
+}
+
+TEST_F(PlanForward, ResultsAreBitwiseEqualForAnyNumberOfThreads) {
+  const Sizes s{2, 4, 2, 200, 200, 32, 32};
+  const Inputs in = random_inputs(s);
+  for (int64_t block_q : {1, 64}) {
+    const KeyPlan plan = random_plan(s, {block_q, 2, 2, 0.3, 0.3}, 12);
+    AttentionResult one, many;
+    {
+      reference::WithThreads threads(1);
+      one = plan_forward(in.q, in.k, in.v, plan);
+    }
+    {
+      reference::WithThreads threads(3);
+      many = plan_forward(in.q, in.k, in.v, plan);
+    }
+    EXPECT_TRUE(reference::same_bits(one.o, many.o));
+    EXPECT_TRUE(reference::same_bits(one.lse, many.lse));
+  }
+}
+
+TEST_F(PlanForward, RefusesPlansThatAreNotSortedDisjointAndInside) {
+  const Sizes s{1, 2, 1, 10, 20, 8, 8};
+  const Inputs in = random_inputs(s);
+  KeyPlan good{.block_q = 16};
+  good.queries = 10, good.keys = 20;
+  good.range_offsets = {0, 2}, good.ranges = {{0, 4}, {8, 10}}, good.column_offsets = {0, 2},
+  good.columns = {5, 19};
+  EXPECT_NO_THROW(plan_forward(in.q, in.k, in.v, good));
+  auto refuses = [&](auto spoil) {
+    KeyPlan plan = good;
+    spoil(plan);
+    EXPECT_THROW(plan_forward(in.q, in.k, in.v, plan), Error);
+  };
+  refuses([](KeyPlan& p) { p.columns = {19, 5}; });
+  refuses([](KeyPlan& p) { p.columns = {5, 5}; });
+  refuses([](KeyPlan& p) { p.columns = {5, 20}; });
+  refuses([](KeyPlan& p) { p.columns = {-1, 5}; });
+  refuses([](KeyPlan& p) { p.columns = {3, 5}; });
+  refuses([](KeyPlan& p) { p.ranges = {{0, 9}, {8, 10}}; });
+  refuses([](KeyPlan& p) { p.ranges = {{0, 4}, {8, 21}}; });
+  refuses([](KeyPlan& p) { p.ranges = {{-2, 4}, {8, 10}}; });
+  refuses([](KeyPlan& p) { p.ranges = {{4, 2}, {8, 10}}; });
+  refuses([](KeyPlan& p) { p.range_offsets = {0, 1}; });
+  refuses([](KeyPlan& p) { p.column_offsets = {0, 1, 2}; });
+  refuses([](KeyPlan& p) { p.heads = 3; });
+  refuses([](KeyPlan& p) { p.batches = 2; });
+  refuses([](KeyPlan& p) { p.keys = 21; });
+  refuses([](KeyPlan& p) { p.block_q = 0; });
+}
+
+}  // namespace
+}  // namespace fovea
