@@ -60,11 +60,38 @@ std::string spell_spaces(std::string_view expression) {
   return out;
 }
 
-// PCRE2 defines no result for surrogates; a private-use character of the same length behaves as they should.
-std::string without_surrogates(std::string_view text) {
+// Letters and digits of Unicode 15 and 15.1, which vocabularies know and PCRE2 10.42 does not, each with a
+// character of its class and its length in UTF-8 that PCRE2 has always known.
+struct Newcomers {
+  std::string_view first, last, stand_in;
+};
+constexpr std::string_view kLetter = "\U00010330", kHan = "\U00020000", kDigit = "\U0001d7ce";
+constexpr Newcomers kNewcomers[] = {
+    {"\U0001123f", "\U00011240", kLetter}, {"\U00011f02", "\U00011f02", kLetter},
+    {"\U00011f04", "\U00011f10", kLetter}, {"\U00011f12", "\U00011f33", kLetter},
+    {"\U00011f50", "\U00011f59", kDigit},  {"\U0001342f", "\U0001342f", kLetter},
+    {"\U00013441", "\U00013446", kLetter}, {"\U0001b132", "\U0001b132", kLetter},
+    {"\U0001b155", "\U0001b155", kLetter}, {"\U0001d2c0", "\U0001d2d3", kDigit},
+    {"\U0001df25", "\U0001df2a", kLetter}, {"\U0001e030", "\U0001e06d", kLetter},
+    {"\U0001e4d0", "\U0001e4eb", kLetter}, {"\U0001e4f0", "\U0001e4f9", kDigit},
+    {"\U0002b739", "\U0002b739", kHan},    {"\U0002ebf0", "\U0002ee5d", kHan},
+    {"\U00031350", "\U000323af", kHan}};
+
+// The text with characters PCRE2 would misjudge replaced by others of the same length: newcomers, and
+// surrogates (for which PCRE2 defines no result) by a private-use character.
+std::string as_pcre2_should_see(std::string_view text) {
   std::string out(text);
-  for (size_t i = 0; i + 2 < out.size(); ++i)
-    if (out[i] == '\xed' && static_cast<unsigned char>(out[i + 1]) >= 0xa0) out.replace(i, 3, "\xee\x80\x80");
+  for (size_t i = 0; i < out.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(out[i]);
+    if (byte == 0xed && static_cast<unsigned char>(out[i + 1]) >= 0xa0) out.replace(i, 3, "\xee\x80\x80");
+    if (byte < 0xf0) continue;
+    // UTF-8 sorts as its code points do.
+    const std::string_view point = text.substr(i, 4);
+    const auto* after =
+        std::lower_bound(std::begin(kNewcomers), std::end(kNewcomers), point,
+                         [](const Newcomers& range, std::string_view p) { return range.last < p; });
+    if (after != std::end(kNewcomers) && after->first <= point) out.replace(i, 4, after->stand_in);
+  }
   return out;
 }
 
@@ -122,7 +149,7 @@ Pretokenizer Pretokenizer::named(std::string_view name) {
 std::vector<std::string_view> Pretokenizer::split(std::string_view text) const {
   constexpr uint32_t kMatchLimit = 100'000'000, kHeapLimitKilobytes = 1 << 18;
   constexpr size_t kStackStart = 32 << 10, kStackLimit = 8 << 20;
-  const std::string subject = without_surrogates(text);
+  const std::string subject = as_pcre2_should_see(text);
   const MatchContext context(pcre2_match_context_create(nullptr));
   const JitStack stack(pcre2_jit_stack_create(kStackStart, kStackLimit, nullptr));
   pcre2_set_match_limit(context.get(), kMatchLimit);
@@ -146,7 +173,8 @@ std::vector<std::string_view> Pretokenizer::split(std::string_view text) const {
                                        PCRE2_NO_UTF_CHECK | PCRE2_NOTEMPTY, match.get(), context.get());
         if (result == PCRE2_ERROR_NOMATCH) break;
         require(result >= 0, "the pre-tokenizer cannot split the text: ", message_of(result));
-        require(found[0] >= at && found[0] < found[1], "the pre-tokenizer's expression moves a match's start");
+        require(found[0] >= at && found[0] < found[1],
+                "the pre-tokenizer's expression moves a match's start");
         keep(compiled->stage.keep_gaps, at, found[0]);
         keep(compiled->stage.keep_matches, found[0], found[1]);
         at = found[1];

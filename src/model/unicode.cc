@@ -26,13 +26,14 @@ void append_utf8(uint32_t point, std::string& out) {
 }
 
 constexpr uint32_t kReplacement = 0xfffd;
+constexpr uint8_t kBeyondLead = 0xf8;  // from here on no byte starts a character
 
 // The code point at `at`, and its length there; a stray byte is a replacement of length 1.
 uint32_t take_point(std::string_view text, size_t at, size_t& length) {
   const uint8_t first = byte_at(text, at);
   length = utf8_length(text[at]);
   if (first < 0x80) return first;
-  bool valid = length > 1;
+  bool valid = length > 1 && first < kBeyondLead;
   uint32_t point = first & (0x7fu >> length);
   for (size_t i = 1; valid && i < length; ++i) {
     valid = continues(text, at + i);
@@ -68,8 +69,7 @@ const Spelling& spelling() {
 
 size_t utf8_length(char first) {
   const auto byte = static_cast<uint8_t>(first);
-  if (byte >= 0xf8 || byte < 0xc0) return 1;
-  return byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : 2;
+  return byte >= 0xf0 ? 4 : byte >= 0xe0 ? 3 : byte >= 0xc0 ? 2 : 1;
 }
 
 std::string repair_utf8(std::string_view text) {
@@ -84,7 +84,7 @@ size_t complete_utf8(std::string_view text) {
   for (size_t back = 1; back <= std::min<size_t>(3, text.size()); ++back) {
     const size_t at = text.size() - back;
     if (continues(text, at)) continue;
-    return utf8_length(text[at]) > back ? at : text.size();
+    return utf8_length(text[at]) > back && byte_at(text, at) < kBeyondLead ? at : text.size();
   }
   return text.size();
 }

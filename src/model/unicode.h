@@ -7,7 +7,7 @@
 
 namespace fovea::model {
 
-/// Bytes of a UTF-8 character by its first byte, 1 for a byte that starts none.
+/// Bytes of a UTF-8 character by the top half of its first byte, 1 where that byte continues one.
 size_t utf8_length(char first);
 
 /// Text as tokenizers of the llama.cpp family see it: each byte that belongs to no character becomes U+FFFD,
