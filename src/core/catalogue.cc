@@ -11,11 +11,12 @@
   ENTRY(cache, quest)                      \
   ENTRY(cache, rotatekv)                   \
   ENTRY(dense, flash_attention)            \
+  ENTRY(dense, fp8_attention)              \
   ENTRY(dense, memory_efficient_attention) \
   ENTRY(sparse, minference)                \
   ENTRY(sparse, plan_attention)            \
-  ENTRY(sparse, sparse_transformer)
-ENTRY(sparse, sparse_transformer_block)
+  ENTRY(sparse, sparse_transformer)        \
+  ENTRY(sparse, sparse_transformer_block)
 
 #define FOVEA_DECLARE(room, stem)             \
   namespace fovea::room {                     \
