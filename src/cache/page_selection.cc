@@ -109,7 +109,7 @@ Tensor PageSelection::select(const Tensor& q, int64_t newest) {
   if (options_.page_budget(slots_) >= pages) return {};
   bytes_read_ = bytes();
   const auto view = [&](const GrowingRows& rows) { return rows.view(type_, 0, pages).unsqueeze(0); };
-  const Tensor scores = kernels::bound_scores(q.to(type_), {view(low_), view(high_)});
+  const Tensor scores = kernels::bound_scores(q, {view(low_), view(high_)});
   const int64_t page_of_newest = newest / options_.page_size;
   if (!options_.keep_last || page_of_newest == pages - 1) return select_pages(scores, slots_, options_);
   // In a ring the newest token may be anywhere: its page wins by an infinite score.

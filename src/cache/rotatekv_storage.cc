@@ -12,29 +12,30 @@
 namespace fovea::cache {
 namespace {
 
-// A part of the layer's heads may not divide by the group that suits the whole layer.
-RotateKvOptions row_options(const RotateKvStorageOptions& options, int64_t heads, const CacheShape& shape) {
+constexpr int64_t kHeadGroup = 4;  // where the options leave it open
+
+// Options for rows of `heads` of the layer's kv heads. A part of the layer, or its values, may not divide by
+// the groups that suit the keys of the whole layer: they take the largest common divisor.
+RotateKvOptions row_options(const RotateKvStorageOptions& options, int64_t heads, int64_t dim,
+                            int64_t head_group) {
   RotateKvOptions result;
   result.bits = options.bits;
   result.clip_ratio = options.clip_ratio;
-  result.group_size = std::min(options.group_size, heads * shape.dim);
-  const int64_t wanted = options.head_group > 0 ? options.head_group : 4;
-  require(options.head_group == 0 || shape.heads_kv % options.head_group == 0,
-          "rotatekv: option head_group = ", options.head_group, " does not divide the ", shape.heads_kv,
-          " kv heads");
-  result.head_group = std::gcd(wanted, heads);
-  check_rows(result, heads, shape.dim);
+  result.group_size = std::gcd(std::min(options.group_size, heads * dim), heads * dim);
+  result.head_group = std::gcd(head_group, heads);
+  check_rows(result, heads, dim);
   return result;
 }
 
-RotateKvOptions value_options(const RotateKvStorageOptions& options, int64_t heads, const CacheShape& shape) {
-  RotateKvOptions result;
-  result.bits = options.bits;
-  result.clip_ratio = options.clip_ratio;
-  result.group_size = std::min(options.group_size, heads * shape.dim_v);
-  result.head_group = 1;
-  check_rows(result, heads, shape.dim_v);
-  return result;
+RotateKvOptions key_options(const RotateKvStorageOptions& options, int64_t heads, const CacheShape& shape) {
+  const int64_t channels = shape.heads_kv * shape.dim;
+  require(options.group_size >= channels || channels % options.group_size == 0,
+          "rotatekv: option group_size = ", options.group_size, " does not divide the ", channels,
+          " channels of a token");
+  require(options.head_group == 0 || shape.heads_kv % options.head_group == 0,
+          "rotatekv: option head_group = ", options.head_group, " does not divide the ", shape.heads_kv,
+          " kv heads");
+  return row_options(options, heads, shape.dim, options.head_group > 0 ? options.head_group : kHeadGroup);
 }
 
 // f16 holds integers up to 2048 exactly. A zero beyond that says that the group's spread is below f16
@@ -97,8 +98,8 @@ RotateKvStorage::RotateKvStorage(const RotateKvStorageOptions& options, int64_t 
       pivots_wanted_(options.n_pivot),
       frequencies_(shape.rope_frequencies),
       magnitude_(shape.rope_magnitude),
-      k_(row_options(options, heads, shape), heads * shape.dim),
-      v_(value_options(options, heads, shape), heads * shape.dim_v),
+      k_(key_options(options, heads, shape), heads * shape.dim),
+      v_(row_options(options, heads, shape.dim_v, 1), heads * shape.dim_v),
       positions_(1, size_of(DType::i32)),
       sink_rows_(1, heads * (shape.dim + shape.dim_v) * size_of(DType::f16)) {}
 

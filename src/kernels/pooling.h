@@ -18,7 +18,7 @@ struct Bounds {
 Bounds page_bounds(const Tensor& k, int64_t page_size);
 
 /// Upper bounds of q.k over the keys of a page: sum_d max(q_d low_d, q_d high_d). q [B,Hq,Tq,D], bounds
-/// [B,Hkv,P,D] -> [B,Hq,Tq,P].
+/// [B,Hkv,P,D], both of one float type -> [B,Hq,Tq,P].
 Tensor bound_scores(const Tensor& q, const Bounds& bounds);
 
 /// scale * q_i . k_j for all pairs: q [B,Hq,M,D], k [B,Hkv,N,D] -> [B,Hq,M,N]. For blocks or short strips;

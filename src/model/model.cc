@@ -24,10 +24,10 @@ struct Model::State {
   mutable std::mutex mutex;
   mutable std::map<std::pair<int64_t, int64_t>, Tensor> gates;  // by (sink, recent)
 
-  void load_gguf(const std::string& path) {
+  void load_gguf(const std::string& path, bool dequantize) {
     const io::GgufFile file = io::GgufFile::read(path);
     config = ModelConfig::from_gguf(file, path);
-    weights = Weights::from_gguf(file, config, path);
+    weights = Weights::from_gguf(file, config, path, dequantize);
     if (file.find("tokenizer.ggml.model") != nullptr) tokenizer = Tokenizer::from_gguf(file);
     chat_template = file.string("tokenizer.chat_template", "");
   }
@@ -49,13 +49,13 @@ struct Model::State {
 Model::Model() : state_(std::make_unique<State>()) {}
 Model::~Model() = default;
 
-std::shared_ptr<const Model> Model::load(const std::string& path) {
+std::shared_ptr<const Model> Model::load(const std::string& path, const LoadOptions& options) {
   std::shared_ptr<Model> model(new Model());
   State& state = *model->state_;
   if (std::filesystem::is_directory(path))
     state.load_folder(path);
   else
-    state.load_gguf(path);
+    state.load_gguf(path, options.dequantize);
   const int64_t vocabulary = state.config.vocabulary;
   require(!state.tokenizer || state.tokenizer->vocabulary_size() <= vocabulary, path, ": the tokenizer has ",
           state.tokenizer ? state.tokenizer->vocabulary_size() : 0, " tokens, the embedding only ",

@@ -13,6 +13,12 @@ namespace fovea::model {
 
 struct Weights;
 
+struct LoadOptions {
+  /// Multiply quantised matrices in f32 instead of as they are: no rounding of activations to 8 bits, for
+  /// about six times the memory. What fidelity is measured against. Only GGUF files have such matrices.
+  bool dequantize = false;
+};
+
 /// A language model at rest: hyper-parameters, weights and tokenizer. Immutable; any number of sessions share
 /// one.
 class Model {
@@ -20,7 +26,7 @@ class Model {
   /// A GGUF file, or a folder with config.json, model.safetensors (whole, or in parts with
   /// model.safetensors.index.json) and tokenizer.json. Throws Error for anything that the runner would run
   /// wrongly: an architecture it does not know, missing, misshapen or surplus tensors, absurd sizes.
-  static std::shared_ptr<const Model> load(const std::string& path);
+  static std::shared_ptr<const Model> load(const std::string& path, const LoadOptions& options = {});
 
   ~Model();
   Model(const Model&) = delete;

@@ -57,7 +57,8 @@ bool is_plain(io::GgufType type) {
 
 class GgufSource final : public WeightSource {
  public:
-  GgufSource(const io::GgufFile& file, const std::string& origin) : WeightSource(origin), file_(file) {}
+  GgufSource(const io::GgufFile& file, const std::string& origin, bool dequantize)
+      : WeightSource(origin), file_(file), dequantize_(dequantize) {}
 
   const TensorNames& names() const override { return kGgufNames; }
   bool has(const std::string& name) const override { return file_.tensor(name) != nullptr; }
@@ -72,12 +73,13 @@ class GgufSource final : public WeightSource {
   Matrix read_matrix(const std::string& name) const override {
     const io::GgufTensor& tensor = *file_.tensor(name);
     if (is_plain(tensor.type)) return file_.view(tensor);
-    return file_.affine(tensor);
+    return dequantize_ ? Matrix(file_.dequantize(tensor)) : Matrix(file_.affine(tensor));
   }
   Tensor read_vector(const std::string& name) const override { return file_.dequantize(*file_.tensor(name)); }
 
  private:
   const io::GgufFile& file_;
+  bool dequantize_;
 };
 
 class FolderSource final : public WeightSource {
@@ -186,8 +188,9 @@ Tensor WeightSource::vector(const std::string& name, int64_t size) const {
   return read_vector(name);
 }
 
-std::unique_ptr<WeightSource> gguf_source(const io::GgufFile& file, const std::string& origin) {
-  return std::make_unique<GgufSource>(file, origin);
+std::unique_ptr<WeightSource> gguf_source(const io::GgufFile& file, const std::string& origin,
+                                          bool dequantize) {
+  return std::make_unique<GgufSource>(file, origin, dequantize);
 }
 
 std::unique_ptr<WeightSource> folder_source(const std::string& folder) {

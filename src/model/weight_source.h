@@ -53,8 +53,9 @@ class WeightSource {
   std::string origin_;
 };
 
-/// `file` must outlive the source.
-std::unique_ptr<WeightSource> gguf_source(const io::GgufFile& file, const std::string& origin);
+/// `file` must outlive the source. `dequantize`: all matrices as f32.
+std::unique_ptr<WeightSource> gguf_source(const io::GgufFile& file, const std::string& origin,
+                                          bool dequantize);
 std::unique_ptr<WeightSource> folder_source(const std::string& folder);
 
 /// The matrices one above the other, if they are of one format; an empty vector of parts otherwise keeps them

@@ -168,8 +168,9 @@ int64_t Weights::bytes() const {
   return total;
 }
 
-Weights Weights::from_gguf(const io::GgufFile& file, ModelConfig& config, const std::string& origin) {
-  const auto source = gguf_source(file, origin);
+Weights Weights::from_gguf(const io::GgufFile& file, ModelConfig& config, const std::string& origin,
+                           bool dequantize) {
+  const auto source = gguf_source(file, origin, dequantize);
   if (const io::GgufTensor* divisors = file.tensor("rope_freqs.weight")) {
     require(divisors->shape == Shape{config.dim / 2}, origin, ": tensor 'rope_freqs.weight' has shape ",
             divisors->shape.to_string(), ", expected ", Shape{config.dim / 2}.to_string());

@@ -54,7 +54,8 @@ struct Weights {
 
   /// Throws one Error that names the tensor that is missing, misshapen or unknown. `config.vocabulary` is set
   /// from the embedding where it is 0.
-  static Weights from_gguf(const io::GgufFile& file, ModelConfig& config, const std::string& origin);
+  static Weights from_gguf(const io::GgufFile& file, ModelConfig& config, const std::string& origin,
+                           bool dequantize = false);
   /// From model.safetensors or the files that model.safetensors.index.json lists.
   static Weights from_folder(const std::string& folder, ModelConfig& config);
 };

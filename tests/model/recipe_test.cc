@@ -26,7 +26,7 @@ TEST(Recipe, GoodLinesPrintCanonically) {
       {"rotatekv", "cache=rotatekv"},
       {"duo", "heads=duo"},
       {"prefill=minference:vertical=1000; cache=quest:budget=1024+rotatekv:bits=2; heads=duo:sparsity=0.5",
-       "prefill=minference; cache=quest+rotatekv; heads=duo"},
+       "prefill=minference:vertical=1000; cache=quest+rotatekv; heads=duo"},
       {"prefill=minference:vertical=500; cache=quest:budget=512+rotatekv:bits=4; heads=duo:sparsity=0.25",
        "prefill=minference:vertical=500; cache=quest:token_budget=512+rotatekv:bits=4; "
        "heads=duo:sparsity=0.25"},
@@ -38,8 +38,7 @@ TEST(Recipe, GoodLinesPrintCanonically) {
       {"duo:gates=/models/gates-50%.npy", "heads=duo:gates=/models/gates-50%.npy"},
       {"duo:gates=\"a b;c\\\"d\\\\.npy\"", "heads=duo:gates=\"a b;c\\\"d\\\\.npy\""},
       {"duo:gates=a+1,2.npy", "heads=duo:gates=a+1,2.npy"},
-      {"minference:pattern=a-shape,n_init=0\n;\tquest",
-       "prefill=minference:pattern=a-shape,n_init=0; cache=quest"},
+      {"a-shape:n_init=0\n;\tquest", "prefill=a-shape:n_init=0; cache=quest"},
       {"cache=rotatekv:clip_ratio=1", "cache=rotatekv"},
   };
   for (const auto& [line, canonical] : lines) {
@@ -84,7 +83,7 @@ TEST(Recipe, BadLinesPointAtTheCharacter) {
       {"quest:page=8, page_size=8", 15, "option page_size is given twice"},
       {"quest:keep_last=maybe", 17, "expects true or false"},
       {"rotatekv:bits=5", 15, "not one of 2, 3, 4, 8"},
-      {"minference:pattern=spiral", 20, "not one of"},
+      {"minference:vertical=-1", 21, "outside its range >= 0"},
       {"duo:sparsity=1.5", 14, "outside its range [0, 1]"},
       {"duo:sparsity=nan", 14, "expects a number"},
       {"duo; heads=duo", 6, "heads is given twice"},
@@ -96,7 +95,7 @@ TEST(Recipe, BadLinesPointAtTheCharacter) {
       {"quest; exact", 8, "'exact' stands alone"},
       {"exact:budget=2", 7, "'exact' has no options"},
       {"quest(minference)", 7, "'quest' does not work around another mechanism"},
-      {"minference(vertical-slash)", 12, "does not work around"},
+      {"minference(a-shape)", 12, "does not work around"},
       {"prefill=minference(", 20, "expected the name of a mechanism, got the end"},
       {"prefill=minference(duo", 23, "expected ')', got the end"},
       {"quest budget=2", 7, "expected ';' or the end, got 'b'"},

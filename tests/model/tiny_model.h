@@ -23,7 +23,7 @@ namespace fovea::model::tiny {
 
 struct TinyModel {
   ModelConfig config;
-  std::string rope_json = "null";  // the rope_scaling of config.json
+  std::string rope_json = "null";         // the rope_scaling of config.json
   std::map<std::string, Tensor> tensors;  // f32, by the names of a folder
 };
 
@@ -69,8 +69,7 @@ inline TinyModel make(const Traits& traits, uint64_t seed = 7) {
   norm("model.norm", c.embedding);
   for (int64_t layer = 0; layer < c.layers; ++layer) {
     const std::string prefix = "model.layers." + std::to_string(layer) + ".";
-    const std::pair<std::string, int64_t> heads[] = {
-        {"q", c.heads_q}, {"k", c.heads_kv}, {"v", c.heads_kv}};
+    const std::pair<std::string, int64_t> heads[] = {{"q", c.heads_q}, {"k", c.heads_kv}, {"v", c.heads_kv}};
     for (const auto& [name, count] : heads) {
       matrix(prefix + "self_attn." + name + "_proj", count * c.dim, c.embedding);
       if (c.architecture == "qwen2")
@@ -93,8 +92,8 @@ inline std::string config_json(const TinyModel& model) {
   return R"({"model_type":")" + c.architecture + R"(","hidden_size":)" + number(c.embedding) +
          R"(,"intermediate_size":)" + number(c.feed_forward) + R"(,"num_hidden_layers":)" + number(c.layers) +
          R"(,"num_attention_heads":)" + number(c.heads_q) + R"(,"num_key_value_heads":)" +
-         number(c.heads_kv) + R"(,"head_dim":)" + number(c.dim) + R"(,"vocab_size":)" +
-         number(c.vocabulary) + R"(,"max_position_embeddings":)" + number(c.context) +
+         number(c.heads_kv) + R"(,"head_dim":)" + number(c.dim) + R"(,"vocab_size":)" + number(c.vocabulary) +
+         R"(,"max_position_embeddings":)" + number(c.context) +
          R"(,"rms_norm_eps":1e-5,"rope_theta":10000.0,"hidden_act":"silu","tie_word_embeddings":)" +
          (c.tied_embeddings ? "true" : "false") + R"(,"rope_scaling":)" + model.rope_json + "}";
 }
@@ -177,8 +176,8 @@ inline void write_gguf(const TinyModel& model, const std::string& path) {
       {"attention.key_length", static_cast<uint32_t>(c.dim)},
       {"attention.value_length", static_cast<uint32_t>(c.dim)},
       {"context_length", static_cast<uint32_t>(c.context)}};
-  const std::vector<std::pair<std::string, float>> numbers = {
-      {"attention.layer_norm_rms_epsilon", 1e-5f}, {"rope.freq_base", 10000.0f}};
+  const std::vector<std::pair<std::string, float>> numbers = {{"attention.layer_norm_rms_epsilon", 1e-5f},
+                                                              {"rope.freq_base", 10000.0f}};
   bytes = "GGUF";
   put(uint32_t{3});
   put(static_cast<uint64_t>(model.tensors.size()));
@@ -198,13 +197,13 @@ inline void write_gguf(const TinyModel& model, const std::string& path) {
   }
 
   const std::pair<std::string, std::string> names[] = {
-      {"model.layers.", "blk."},          {"model.embed_tokens", "token_embd"},
-      {"model.norm", "output_norm"},      {"lm_head", "output"},
+      {"model.layers.", "blk."},           {"model.embed_tokens", "token_embd"},
+      {"model.norm", "output_norm"},       {"lm_head", "output"},
       {"self_attn.q_norm", "attn_q_norm"}, {"self_attn.k_norm", "attn_k_norm"},
-      {"self_attn.q_proj", "attn_q"},     {"self_attn.k_proj", "attn_k"},
-      {"self_attn.v_proj", "attn_v"},     {"self_attn.o_proj", "attn_output"},
-      {"input_layernorm", "attn_norm"},   {"post_attention_layernorm", "ffn_norm"},
-      {"mlp.gate_proj", "ffn_gate"},      {"mlp.up_proj", "ffn_up"},
+      {"self_attn.q_proj", "attn_q"},      {"self_attn.k_proj", "attn_k"},
+      {"self_attn.v_proj", "attn_v"},      {"self_attn.o_proj", "attn_output"},
+      {"input_layernorm", "attn_norm"},    {"post_attention_layernorm", "ffn_norm"},
+      {"mlp.gate_proj", "ffn_gate"},       {"mlp.up_proj", "ffn_up"},
       {"mlp.down_proj", "ffn_down"}};
   std::string data;
   for (const auto& [name, tensor] : model.tensors) {
@@ -217,7 +216,8 @@ inline void write_gguf(const TinyModel& model, const std::string& path) {
     put(uint32_t{0});
     put(static_cast<uint64_t>(data.size()));
     Tensor stored = tensor.clone();
-    if (c.architecture == "llama" && (renamed.ends_with("attn_q.weight") || renamed.ends_with("attn_k.weight")))
+    if (c.architecture == "llama" &&
+        (renamed.ends_with("attn_q.weight") || renamed.ends_with("attn_k.weight")))
       for (int64_t row = 0; row < tensor.dim(0); ++row) {
         const int64_t head = row / c.dim, half = row % c.dim / (c.dim / 2), pair = row % (c.dim / 2);
         stored.select(0, head * c.dim + 2 * pair + half).copy_from(tensor.select(0, row));
@@ -237,7 +237,8 @@ inline Vector multiply(const Tensor& weight, const Vector& x) {
   Vector y(static_cast<size_t>(weight.dim(0)));
   for (int64_t row = 0; row < weight.dim(0); ++row)
     for (int64_t i = 0; i < weight.dim(1); ++i)
-      y[static_cast<size_t>(row)] += static_cast<double>(weight.at<float>(row, i)) * x[static_cast<size_t>(i)];
+      y[static_cast<size_t>(row)] +=
+          static_cast<double>(weight.at<float>(row, i)) * x[static_cast<size_t>(i)];
   return y;
 }
 
@@ -260,8 +261,7 @@ inline Vector rotated_head(const TinyModel& model, const Vector& all, int64_t he
   Vector y(x.size());
   for (int64_t m = 0; m < dim / 2; ++m) {
     const auto a = static_cast<size_t>(m), b = static_cast<size_t>(m + dim / 2);
-    const double angle =
-        static_cast<double>(position) * static_cast<double>(rope.frequencies.at<float>(m));
+    const double angle = static_cast<double>(position) * static_cast<double>(rope.frequencies.at<float>(m));
     const double cosine = std::cos(angle) * static_cast<double>(rope.magnitude);
     const double sine = std::sin(angle) * static_cast<double>(rope.magnitude);
     y[a] = x[a] * cosine - x[b] * sine;
@@ -298,11 +298,9 @@ inline std::vector<Vector> reference_logits(const TinyModel& model, const std::v
       const Vector all_q = project("q", n), all_k = project("k", n);
       const auto position = static_cast<int64_t>(t);
       for (int64_t h = 0; h < c.heads_q; ++h)
-        q[t].push_back(
-            rotated_head(model, all_q, h, prefix + "self_attn.q_norm.weight", position, rope));
+        q[t].push_back(rotated_head(model, all_q, h, prefix + "self_attn.q_norm.weight", position, rope));
       for (int64_t h = 0; h < c.heads_kv; ++h)
-        k[t].push_back(
-            rotated_head(model, all_k, h, prefix + "self_attn.k_norm.weight", position, rope));
+        k[t].push_back(rotated_head(model, all_k, h, prefix + "self_attn.k_norm.weight", position, rope));
       v[t] = project("v", n);
     }
     for (size_t t = 0; t < count; ++t) {
@@ -333,8 +331,7 @@ inline std::vector<Vector> reference_logits(const TinyModel& model, const std::v
     }
   }
   std::vector<Vector> logits;
-  const Tensor& head =
-      c.tied_embeddings ? embedding : model.tensors.at("lm_head.weight");
+  const Tensor& head = c.tied_embeddings ? embedding : model.tensors.at("lm_head.weight");
   for (size_t t = 0; t < count; ++t)
     logits.push_back(multiply(head, normalise(x[t], model.tensors.at("model.norm.weight"))));
   return logits;

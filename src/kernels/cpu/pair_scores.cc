@@ -21,9 +21,9 @@ namespace {
 struct ScoreTile {
   const void* const* queries;  // [rows]
   DType query_type;
-  const void* low;    // keys, or lower bounds of pages
-  const float* high;  // upper bounds, or null: plain products
-  DType key_type;
+  const void* low;   // keys, or lower bounds of pages
+  const void* high;  // upper bounds, or null: plain products
+  DType key_type;    // of both
   int64_t low_stride, high_stride;
   int64_t rows, columns, dim;
   float scale;
@@ -58,22 +58,24 @@ void load_queries(const ScoreTile& tile, int64_t depth, float* a) {
   }
 }
 
+template <typename T>
 void bounds_of_few_rows(const ScoreTile& tile, int64_t depth, const float* a) {
   const Floats d;
   const int64_t whole = tile.dim / kLanes * kLanes;
   for (int64_t n = 0; n < tile.columns; ++n) {
-    const float* low = static_cast<const float*>(tile.low) + n * tile.low_stride;
-    const float* high = tile.high + n * tile.high_stride;
+    const T* low = static_cast<const T*>(tile.low) + n * tile.low_stride;
+    const T* high = static_cast<const T*>(tile.high) + n * tile.high_stride;
     for (int64_t r = 0; r < tile.rows; ++r) {
       const float* positive = a + r * 2 * depth;
       const float* negative = positive + depth;
       auto above = hn::Zero(d), below = hn::Zero(d);
       for (int64_t c = 0; c < whole; c += kLanes) {
-        above = hn::MulAdd(hn::LoadU(d, positive + c), hn::LoadU(d, high + c), above);
-        below = hn::MulAdd(hn::LoadU(d, negative + c), hn::LoadU(d, low + c), below);
+        above = hn::MulAdd(hn::LoadU(d, positive + c), load_floats(high + c), above);
+        below = hn::MulAdd(hn::LoadU(d, negative + c), load_floats(low + c), below);
       }
       float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(above, below)));
-      for (int64_t c = whole; c < tile.dim; ++c) sum += positive[c] * high[c] + negative[c] * low[c];
+      for (int64_t c = whole; c < tile.dim; ++c)
+        sum += positive[c] * to_float(high[c]) + negative[c] * to_float(low[c]);
       tile.out[r * tile.out_stride + n] = sum;
     }
   }
@@ -88,14 +90,18 @@ void score_tile(const ScoreTile& tile, memory::Buffer<float>& scratch) {
   scratch.reserve(a_floats + pack_floats + b_floats + (direct ? 0 : tile.rows * padded));
   float* a = scratch.data();
   load_queries(tile, depth, a);
-  if (tile.high != nullptr && tile.rows <= kFewRows) return bounds_of_few_rows(tile, depth, a);
+  if (tile.high != nullptr && tile.rows <= kFewRows) {
+    if (tile.key_type == DType::f16) return bounds_of_few_rows<Half>(tile, depth, a);
+    if (tile.key_type == DType::bf16) return bounds_of_few_rows<BFloat16>(tile, depth, a);
+    return bounds_of_few_rows<float>(tile, depth, a);
+  }
 
   float* pack = a + a_floats;
   float* b = pack + pack_floats;
   const int64_t panel = panel_floats(width);
   const Rows low{tile.low, tile.key_type, tile.low_stride, tile.columns, tile.dim};
   if (tile.high != nullptr) {
-    pack_transposed({tile.high, DType::f32, tile.high_stride, tile.columns, tile.dim}, b, panel, pack);
+    pack_transposed({tile.high, tile.key_type, tile.high_stride, tile.columns, tile.dim}, b, panel, pack);
     pack_transposed(low, b + panel_floats(depth), panel, pack);
   } else {
     pack_transposed(low, b, panel, pack);
@@ -162,7 +168,8 @@ Tensor scores_in_tiles(const Tensor& any_q, const Tensor& any_low, const Tensor&
                (b * low.stride(0) + g * low.stride(1) + first_column * low.stride(2)) * size_of(low.dtype());
     if (high.defined()) {
       tile.high =
-          high.data<float>() + b * high.stride(0) + g * high.stride(1) + first_column * high.stride(2);
+          static_cast<const char*>(high.raw()) +
+          (b * high.stride(0) + g * high.stride(1) + first_column * high.stride(2)) * size_of(high.dtype());
       tile.high_stride = high.stride(2);
     }
     HWY_DYNAMIC_DISPATCH(score_tile)(tile, scratch[static_cast<size_t>(worker)]);
@@ -185,10 +192,9 @@ Tensor pair_scores(const Tensor& q, const Tensor& k, float scale) {
 
 Tensor bound_scores(const Tensor& q, const Bounds& bounds) {
   check_pair(q, bounds.low, "bound_scores");
-  require(bounds.low.dtype() == DType::f32 && bounds.high.dtype() == DType::f32 &&
-              bounds.low.shape() == bounds.high.shape(),
+  require(bounds.low.dtype() == bounds.high.dtype() && bounds.low.shape() == bounds.high.shape(),
           "bound_scores: low ", bounds.low.describe(), " and high ", bounds.high.describe(),
-          " are not f32 of one shape");
+          " are not of one type and shape");
   return scores_in_tiles(q, bounds.low, bounds.high, 1.0f);
 }
 
