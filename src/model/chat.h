@@ -13,7 +13,16 @@ struct ChatMessage {
 };
 
 /// How a model expects a conversation to be written. Templates are recognised, not interpreted.
-enum class ChatFormat { chatml, smollm2, qwen2, llama2, llama3, mistral };
+enum class ChatFormat {
+  chatml,
+  smollm2,     ///< ChatML with SmolLM2's system message where none is given
+  qwen2,       ///< ... Qwen 2's
+  qwen2_5,     ///< ... Qwen 2.5's
+  llama2,      ///< [INST] with <<SYS>>
+  llama3,      ///< headers and <|eot_id|>; without the dates that later templates add
+  mistral,     ///< [INST] with spaces inside
+  mistral_v3,  ///< [INST] without a space before [/INST]
+};
 
 /// Recognises the template of a model (GGUF: tokenizer.chat_template). Throws Error(unsupported) for one that
 /// Fovea does not know.

@@ -73,7 +73,9 @@ class Encoder {
   }
 
   void sentencepiece(std::string_view fragment, bool space) {
-    std::string text(space ? kSpaceMark : std::string_view());
+    std::string text;
+    const bool spaced = fragment.starts_with(' ') || fragment.starts_with(kSpaceMark);
+    if (space && (state_.space_before_space || !spaced)) text = kSpaceMark;
     for (const char c : fragment)
       if (c == ' ')
         text += kSpaceMark;

@@ -42,6 +42,7 @@ struct Tokenizer::State {
   int32_t bos = -1, eos = -1, unknown = -1;
   bool add_bos = false, add_eos = false;
   bool space_before_text = false;   // "\u2581" or " " before text
+  bool space_before_space = true;   // ... also where it begins with a space
   bool space_after_special = true;  // ... also where text follows a special token
   bool whole_words_first = false;   // a word that is a token needs no merge rules
   std::vector<int32_t> ends;        // tokens that end generation, sorted
