@@ -81,7 +81,7 @@ void ForwardTile::begin(const ForwardProblem& problem, const RowTile& rows, cons
   q_.reserve(n * depth_);
   if (!few_) k_.reserve(round_up(tiling.keys, kPanel) * depth_);
   v_.reserve(tiling.keys * width_);
-  scores_.reserve(n * stride_);
+  scores_.reserve(std::min(n, kChunkRows) * stride_);
   o_.reserve(n * width_);
   stage_.reserve((kLanes + 1) * depth_);
   values_.reserve(tiling.keys);
@@ -145,7 +145,7 @@ void ForwardTile::step(const KeyTile& tile) {
 
 void ForwardTile::score_chunk(const KeyTile& tile, int64_t row, int64_t rows, int64_t low, int64_t high) {
   const float* q = q_.data() + row * depth_;
-  float* scores = scores_.data() + row * stride_;
+  float* scores = scores_.data();
   if (few_) return score_rows(*a_, rows_.batch, rows_.head, tile, q, rows, stage_.data(), scores, stride_);
   const int64_t skip = low / kPanel * kPanel;
   multiply_panels({q, depth_, 1, k_.data() + skip * depth_, kPanel, scores + skip, stride_, rows,
@@ -183,7 +183,7 @@ void ForwardTile::adjust_scores(const KeyTile& tile, int64_t row, float* scores,
 
 void ForwardTile::weigh_chunk(const KeyTile& tile, int64_t row, int64_t rows, int64_t low, int64_t high) {
   for (int64_t r = row; r < row + rows; ++r) {
-    float* scores = scores_.data() + r * stride_;
+    float* scores = scores_.data() + (r - row) * stride_;
     const Columns& sees = columns_of(r);
     if (sees.empty()) {
       std::fill(scores + low, scores + high, 0.0f);
@@ -203,7 +203,7 @@ void ForwardTile::weigh_chunk(const KeyTile& tile, int64_t row, int64_t rows, in
 // O += P V. Where V holds NaN or infinity, rows that do not see them (weight 0) must not multiply them.
 void ForwardTile::add_values(const ValueRows& v, bool finite, int64_t row, int64_t rows, int64_t low,
                              int64_t high) {
-  const float* weights = scores_.data() + row * stride_;
+  const float* weights = scores_.data();
   float* o = o_.data() + row * width_;
   Product product{weights + low, stride_,    1,   v.data + low * v.stride, v.stride, o, width_,
                   rows,          high - low, true};

@@ -68,9 +68,9 @@ Tiling tiling_of(std::span<const ForwardProblem> problems) {
     longest = std::max(longest, a.keys);
     query_tile = a.query_tile, key_tile = a.key_tile;
   }
-  Tiling tiling{192, 192};
+  Tiling tiling{192, 256};
   if (width > 256) tiling.rows = 96;
-  if (width > 512) tiling = {48, 96};
+  if (width > 512) tiling = {48, 128};
   tiling.rows =
       std::clamp((total_rows / kMinTasks + 23) / 24 * 24, std::min(kMinRows, tiling.rows), tiling.rows);
   if (query_tile > 0) tiling.rows = std::clamp<int64_t>(query_tile, 8, tiling.rows);
