@@ -34,8 +34,8 @@ namespace detail {
 [[noreturn]] void assertion_failed(const char* condition, const char* file, int line);
 }  // namespace detail
 
-/// Throws Error(invalid_argument) with `message` unless `condition` holds. The message is only built on
-/// failure.
+/// Throws Error(invalid_argument) with the parts (text, numbers, or what has `to_string()`) unless
+/// `condition` holds. The message is only built on failure.
 template <typename... Parts>
 void require(bool condition, const Parts&... parts) {
   if (condition) [[likely]]
@@ -44,6 +44,8 @@ void require(bool condition, const Parts&... parts) {
   auto add = [&](const auto& part) {
     if constexpr (std::is_convertible_v<decltype(part), std::string_view>)
       message += std::string_view(part);
+    else if constexpr (requires { part.to_string(); })
+      message += part.to_string();
     else
       message += std::to_string(part);
   };

@@ -159,8 +159,7 @@ Tensor Tensor::wrap(void* data, const Shape& shape, DType dtype, std::shared_ptr
 
 int Tensor::checked_axis(int axis) const {
   const int wrapped = axis < 0 ? axis + rank() : axis;
-  require(wrapped >= 0 && wrapped < rank(), "axis ", axis, " does not exist in a tensor of shape ",
-          shape_.to_string());
+  require(wrapped >= 0 && wrapped < rank(), "axis ", axis, " does not exist in a tensor of shape ", shape_);
   return wrapped;
 }
 
@@ -178,7 +177,7 @@ int64_t Tensor::offset_of(std::span<const int64_t> indices) const {
   }
   // The message is built on failure only: tests walk whole tensors through here.
   if (!inside) [[unlikely]]
-    require(false, "index ", Shape(indices).to_string(), " is outside shape ", shape_.to_string());
+    require(false, "index ", Shape(indices).to_string(), " is outside shape ", shape_);
   return offset;
 }
 
@@ -192,7 +191,7 @@ bool Tensor::is_contiguous() const {
 Tensor Tensor::slice(int axis, int64_t begin, int64_t end, int64_t step) const {
   axis = checked_axis(axis);
   require(begin >= 0 && begin <= end && end <= shape_[axis] && step >= 1, "slice ", begin, ":", end, ":",
-          step, " is outside axis ", axis, " of shape ", shape_.to_string());
+          step, " is outside axis ", axis, " of shape ", shape_);
   Tensor result = *this;
   result.data_ = static_cast<char*>(data_) + begin * strides_[axis] * size_of(dtype_);
   result.shape_[axis] = (end - begin + step - 1) / step;
@@ -233,13 +232,11 @@ Tensor Tensor::unsqueeze(int axis) const {
 }
 
 Tensor Tensor::expand(const Shape& shape) const {
-  require(shape.rank() == rank(), "expand: ", shape_.to_string(), " and ", shape.to_string(),
-          " differ in rank");
+  require(shape.rank() == rank(), "expand: ", shape_, " and ", shape, " differ in rank");
   Tensor result = *this;
   for (int axis = 0; axis < rank(); ++axis) {
     if (shape_[axis] == shape[axis]) continue;
-    require(shape_[axis] == 1, "expand: axis ", axis, " of ", shape_.to_string(), " cannot become ",
-            shape[axis]);
+    require(shape_[axis] == 1, "expand: axis ", axis, " of ", shape_, " cannot become ", shape[axis]);
     result.shape_[axis] = shape[axis];
     result.strides_[axis] = 0;
   }
@@ -247,8 +244,7 @@ Tensor Tensor::expand(const Shape& shape) const {
 }
 
 Tensor Tensor::reshape(const Shape& shape) const {
-  require(shape.count() == size(), "reshape: ", shape_.to_string(), " does not have the elements of ",
-          shape.to_string());
+  require(shape.count() == size(), "reshape: ", shape_, " does not have the elements of ", shape);
   Tensor result = *this;
   result.shape_ = shape;
   if (is_contiguous()) {
@@ -265,8 +261,7 @@ Tensor Tensor::reshape(const Shape& shape) const {
     do {
       if (old_count <= new_count && old_axis >= 0) {
         require(shape_[old_axis] == 1 || old_count == 1 || strides_[old_axis] == base * old_count,
-                "reshape: a view of ", shape_.to_string(), " cannot take shape ", shape.to_string(),
-                " without a copy");
+                "reshape: a view of ", shape_, " cannot take shape ", shape, " without a copy");
         old_count *= shape_[old_axis--];
       } else if (new_axis >= 0) {
         result.strides_[new_axis] = base * new_count;
@@ -314,6 +309,6 @@ void Tensor::copy_from(const Tensor& source) const {
   });
 }
 
-std::string Tensor::describe() const { return std::string(name_of(dtype_)) + shape_.to_string(); }
+std::string Tensor::describe() const { return std::string(name_of(dtype_)) + shape_; }
 
 }  // namespace fovea
