@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "fovea/core/error.h"
+#include "fovea/cache/duo_attention.h"
 #include "fovea/core/rng.h"
 #include "fovea/core/thread_pool.h"
 #include "fovea/kernels/attention.h"
@@ -107,12 +107,12 @@ Tensor measure_head_gates(const Model& model, int64_t sink, int64_t recent) {
   std::vector<int32_t> tokens = model.tokenizer().encode(calibration_text(wanted), true, false);
   tokens.resize(static_cast<size_t>(std::min(static_cast<int64_t>(tokens.size()), wanted)));
 
+  const cache::StreamingOptions streaming{.sink = sink, .recent = recent};
   Tensor gates = Tensor::zeros({config.layers, config.heads_kv});
   const auto attend = [&](int64_t layer, const Tensor& q, const cache::KvBlock& block) {
     const Tensor k = block.k.unsqueeze(0), v = block.v.unsqueeze(0);
     auto full = kernels::flash_forward(q, k, v, {.visible = kernels::Visibility::causal()});
-    const auto stream = kernels::flash_forward(
-        q, k, v, {.visible = {.window_left = recent - 1, .window_right = 0, .prefix = sink}});
+    const auto stream = kernels::flash_forward(q, k, v, {.visible = streaming.visibility()});
     std::vector<double> difference(static_cast<size_t>(config.heads_kv)), total(difference);
     add_squares(full.o, stream.o, config.heads_kv, difference.data(), total.data());
     for (int64_t head = 0; head < config.heads_kv; ++head) {

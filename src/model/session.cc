@@ -3,14 +3,13 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cmath>
 #include <vector>
 
+#include "fovea/cache/duo_attention.h"
 #include "fovea/cache/kv_cache.h"
 #include "fovea/core/error.h"
 #include "fovea/io/npy.h"
 #include "fovea/io/safetensors.h"
-#include "fovea/kernels/rows.h"
 #include "fovea/model/recipe_build.h"
 #include "fovea/model/transformer.h"
 #include "fovea/sparse/planner.h"
@@ -38,20 +37,16 @@ Tensor read_gates(const std::string& path) {
   return file.tensors["alpha"];
 }
 
-/// Which kv heads stream, u8 [L,Hkv]: the floor(sparsity L Hkv) with the smallest gates over all layers, of
-/// equals the first.
+/// Which kv heads stream, u8 [L,Hkv].
 Tensor streaming_heads(const Model& model, const DuoHeadsOptions& duo) {
   const ModelConfig& config = model.config();
   const Tensor gates = duo.gates.empty() ? model.head_gates(duo.sink, duo.recent) : read_gates(duo.gates);
   const Shape expected{config.layers, config.heads_kv};
   require(gates.shape() == expected && is_float(gates.dtype()), "heads=duo: the gates are ", gates.describe(),
           ", expected floats ", expected.to_string());
-  const int64_t heads = gates.size();
-  const Tensor order = kernels::argsort_rows(gates.to(DType::f32).contiguous().reshape({heads}));
-  Tensor streaming = Tensor::zeros(expected, DType::u8);
-  for (int64_t i = 0; i < static_cast<int64_t>(std::floor(duo.sparsity * static_cast<double>(heads))); ++i)
-    streaming.data<uint8_t>()[order.at<int32_t>(i)] = 1;
-  return streaming;
+  const Tensor heads = cache::duo_heads(gates.to(DType::f32), {.sparsity = duo.sparsity}).clone();
+  for (int64_t i = 0; i < heads.size(); ++i) heads.data<uint8_t>()[i] ^= 1;  // 1 were the retrieval heads
+  return heads;
 }
 
 std::vector<std::unique_ptr<cache::KvCache>> make_caches(const Model& model, const Recipe& recipe,

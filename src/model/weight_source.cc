@@ -142,12 +142,15 @@ class FolderSource final : public WeightSource {
   std::map<std::string, Tensor> tensors_;
 };
 
-/// Rows of a plain tensor moved to the rows of another.
-void copy_row(const Tensor& from, int64_t source, const Tensor& to, int64_t target) {
-  const int64_t bytes = from.dim(1) * size_of(from.dtype());
-  std::memcpy(static_cast<std::byte*>(to.raw()) + target * bytes,
-              static_cast<const std::byte*>(from.raw()) + source * from.stride(0) * size_of(from.dtype()),
-              static_cast<size_t>(bytes));
+/// to[to_row(i)] = from[from_row(i)] for i < count; `to` is contiguous.
+template <typename FromRow, typename ToRow>
+void copy_rows(const Tensor& from, const Tensor& to, int64_t count, const FromRow& from_row,
+               const ToRow& to_row) {
+  const int64_t bytes = from.dim(1) * size_of(from.dtype()), stride = from.stride(0) * size_of(from.dtype());
+  const auto* source = static_cast<const std::byte*>(from.raw());
+  auto* target = static_cast<std::byte*>(to.raw());
+  for (int64_t i = 0; i < count; ++i)
+    std::memcpy(target + to_row(i) * bytes, source + from_row(i) * stride, static_cast<size_t>(bytes));
 }
 
 /// A function of every tensor of a matrix, all of which have one row per row of the matrix.
@@ -222,7 +225,8 @@ Matrix stack(std::span<const Matrix> parts) {
     int64_t begin = 0;
     for (const Matrix& part : parts) {
       const Tensor tensor = tensor_of(part);
-      for (int64_t row = 0; row < tensor.dim(0); ++row) copy_row(tensor, row, result, begin + row);
+      copy_rows(
+          tensor, result, tensor.dim(0), [](int64_t i) { return i; }, [&](int64_t i) { return begin + i; });
       begin += tensor.dim(0);
     }
     return result;
@@ -234,7 +238,9 @@ Matrix permute_rows(const Matrix& matrix, std::span<const int64_t> order) {
   require(rows == rows_of(matrix), "permute_rows: ", rows, " positions for ", rows_of(matrix), " rows");
   return map_tensors(matrix, rows, [&](const Tensor& tensor, const auto&) {
     Tensor result = empty_like(tensor, rows);
-    for (int64_t row = 0; row < rows; ++row) copy_row(tensor, order[static_cast<size_t>(row)], result, row);
+    copy_rows(
+        tensor, result, rows, [&](int64_t i) { return order[static_cast<size_t>(i)]; },
+        [](int64_t i) { return i; });
     return result;
   });
 }

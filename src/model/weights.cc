@@ -48,52 +48,61 @@ class Loader {
     require(source_.has(embedding), source_.origin(), ": tensor '", embedding, "' is missing");
     if (config_.vocabulary == 0 && source_.shape(embedding).rank() == 2)
       config_.vocabulary = source_.shape(embedding)[0];
-    weights.embedding = make(matrix(embedding, config_.vocabulary, config_.embedding));
+    weights.embedding = make(matrix(embedding, config_.vocabulary, config_.embedding, taken_));
     const std::string head(names_.head);
     if (config_.tied_embeddings) {
       weights.head = weights.embedding;
       taken_.insert(head);  // some files store the tied matrix twice
     } else {
-      weights.head = make(matrix(head, config_.vocabulary, config_.embedding));
+      weights.head = make(matrix(head, config_.vocabulary, config_.embedding, taken_));
     }
-    weights.final_norm = vector(std::string(names_.final_norm), config_.embedding);
-    for (int64_t layer = 0; layer < config_.layers; ++layer) weights.layers.push_back(load_layer(layer));
+    weights.final_norm = vector(std::string(names_.final_norm), config_.embedding, taken_);
+    // Every layer notes its tensors in a list of its own.
+    weights.layers.resize(static_cast<size_t>(config_.layers));
+    std::vector<Taken> taken(weights.layers.size());
+    parallel_for(config_.layers, [&](int64_t layer, int) {
+      const auto index = static_cast<size_t>(layer);
+      weights.layers[index] = load_layer(layer, taken[index]);
+    });
+    for (Taken& names : taken) taken_.merge(names);
     refuse_leftovers();
     return weights;
   }
 
  private:
+  using Taken = std::set<std::string>;
+
   std::string name(int64_t layer, std::string_view stem, const char* suffix = ".weight") const {
     return std::string(names_.layer) + std::to_string(layer) + "." + std::string(stem) + suffix;
   }
-  Matrix matrix(const std::string& tensor, int64_t rows, int64_t columns) {
-    taken_.insert(tensor);
+  Matrix matrix(const std::string& tensor, int64_t rows, int64_t columns, Taken& taken) const {
+    taken.insert(tensor);
     return source_.matrix(tensor, rows, columns);
   }
-  Tensor vector(const std::string& tensor, int64_t size) {
-    taken_.insert(tensor);
+  Tensor vector(const std::string& tensor, int64_t size, Taken& taken) const {
+    taken.insert(tensor);
     return source_.vector(tensor, size);
   }
 
-  LayerWeights load_layer(int64_t layer) {
+  LayerWeights load_layer(int64_t layer, Taken& taken) const {
     const int64_t e = config_.embedding, f = config_.feed_forward, d = config_.dim;
     LayerWeights weights;
-    weights.attention_norm = vector(name(layer, names_.attention_norm), e);
-    weights.feed_forward_norm = vector(name(layer, names_.feed_forward_norm), e);
+    weights.attention_norm = vector(name(layer, names_.attention_norm), e, taken);
+    weights.feed_forward_norm = vector(name(layer, names_.feed_forward_norm), e, taken);
     if (config_.has_head_norms()) {
-      weights.q_norm = vector(name(layer, names_.q_norm), d);
-      weights.k_norm = vector(name(layer, names_.k_norm), d);
+      weights.q_norm = vector(name(layer, names_.q_norm), d, taken);
+      weights.k_norm = vector(name(layer, names_.k_norm), d, taken);
     }
-    weights.qkv = load_qkv(layer);
+    weights.qkv = load_qkv(layer, taken);
     weights.attention_output =
-        make_projection({matrix(name(layer, names_.attention_output), e, config_.heads_q * d)});
-    weights.gate_up =
-        make_projection({matrix(name(layer, names_.gate), f, e), matrix(name(layer, names_.up), f, e)});
-    weights.down = make_projection({matrix(name(layer, names_.down), e, f)});
+        make_projection({matrix(name(layer, names_.attention_output), e, config_.heads_q * d, taken)});
+    weights.gate_up = make_projection(
+        {matrix(name(layer, names_.gate), f, e, taken), matrix(name(layer, names_.up), f, e, taken)});
+    weights.down = make_projection({matrix(name(layer, names_.down), e, f, taken)});
     return weights;
   }
 
-  Projection load_qkv(int64_t layer) {
+  Projection load_qkv(int64_t layer, Taken& taken) const {
     const int64_t d = config_.dim;
     const std::string_view stems[] = {names_.q, names_.k, names_.v};
     const int64_t heads[] = {config_.heads_q, config_.heads_kv, config_.heads_kv};
@@ -105,10 +114,10 @@ class Loader {
       const int64_t rows = heads[part] * d;
       const bool reorder = interleaved_ && part < 2;
       const auto order = half_split_order(heads[part], d);
-      Matrix weight = matrix(name(layer, stems[part]), rows, config_.embedding);
+      Matrix weight = matrix(name(layer, stems[part]), rows, config_.embedding, taken);
       parts.push_back(reorder ? permute_rows(weight, order) : std::move(weight));
       if (biased) {
-        const Tensor values = vector(name(layer, stems[part], ".bias"), rows);
+        const Tensor values = vector(name(layer, stems[part], ".bias"), rows, taken);
         bias.slice(0, begin, begin + rows).copy_from(reorder ? permuted(values, order) : values);
       }
       begin += rows;
@@ -130,7 +139,7 @@ class Loader {
   const TensorNames& names_;
   ModelConfig& config_;
   bool interleaved_;
-  std::set<std::string> taken_;
+  Taken taken_;
 };
 
 }  // namespace

@@ -84,7 +84,7 @@ const char* const kFamilyNames[] = {"llama",  "tied",    "qwen2", "qwen3", "one_
                                     "linear", "dynamic", "yarn",  "llama3"};
 
 INSTANTIATE_TEST_SUITE_P(Session, Family, testing::ValuesIn(families()),
-                         [](const auto& info) { return kFamilyNames[info.index]; });
+                         [](const auto& family) { return kFamilyNames[family.index]; });
 
 TEST(ModelFile, GgufComputesTheDefinitionInEveryFamily) {
   for (const char* architecture : {"llama", "qwen2", "qwen3"}) {

@@ -133,9 +133,11 @@ void byte_dot_format(const AffinePanels& panels, const uint8_t* panel, const Qua
 /// Panels [panel_begin, panel_end) of y = x W^T.
 inline void byte_dot_panels(const AffinePanels& panels, int64_t panel_begin, int64_t panel_end,
                             const QuantizedRows& x, int64_t x_rows, const Output& y) {
-  for (int64_t p = panel_begin; p < panel_end; p += 2) {
+  // A single row of x reads one stream of memory; more rows share what they load from two panels.
+  const int64_t step = x_rows == 1 ? 1 : 2;
+  for (int64_t p = panel_begin; p < panel_end; p += step) {
     const uint8_t* panel = panels.data + p * panels.panel_bytes();
-    const int64_t count = HWY_MIN(2, panel_end - p);
+    const int64_t count = HWY_MIN(step, panel_end - p);
     const int64_t last = HWY_MIN(kPanelRows, y.columns - (p + count - 1) * kPanelRows);
     const auto lanes = static_cast<__mmask16>((1u << last) - 1);
     float* out = y.data + p * kPanelRows;
