@@ -28,13 +28,32 @@ double mean(const std::vector<double>& values) {
              : std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
 }
 
+// All of the operator's option values, under the names that `known` has: a planner's defaults may differ from
+// those of the operator it shares its name with.
+options::Pairs options_known_to(const std::vector<options::Info>& known, const BenchProblem& problem) {
+  options::Pairs pairs;
+  for (const auto& info : problem.op->options) {
+    const bool shared =
+        std::any_of(known.begin(), known.end(), [&](const auto& other) { return other.name == info.name; });
+    if (shared) pairs.emplace_back(info.name, option_value(problem, info));
+  }
+  return pairs;
+}
+
+// The planner that an operator follows: of its own name, or the one its `pattern` option names.
+const sparse::PlannerEntry* planner_of(const BenchProblem& problem) {
+  for (const auto& info : problem.op->options)
+    if (info.name == "pattern")
+      if (const auto* planner = sparse::find_planner(option_value(problem, info))) return planner;
+  return sparse::find_planner(problem.op->name);
+}
+
 std::optional<double> plan_density_of(const BenchProblem& problem, const Tensors& inputs) {
   const Tensor q = inputs["q"], k = inputs["k"];
-  if (const sparse::PlannerEntry* planner = sparse::find_planner(problem.op->name);
-      planner && !planner->wraps) {
-    if (q.rank() != 4 || q.dim(0) != 1) return {};
-    return mean(sparse::plan_density(
-        planner->make(problem.options, nullptr)->plan(q.to(DType::f32), k.to(DType::f32))));
+  if (const auto* planner = planner_of(problem); planner != nullptr && !planner->wraps && q.rank() == 4) {
+    const auto plan = planner->make(options_known_to(planner->options, problem), nullptr)
+                          ->plan(q.slice(0, 0, 1).to(DType::f32), k.slice(0, 0, 1).to(DType::f32));
+    return mean(sparse::plan_density(plan));
   }
   if (const Tensor blocks = inputs["blocks"]; blocks && problem.causal) {
     const auto plan = sparse::plan_from_blocks(blocks, problem.symbols.at("block_q"),
@@ -55,12 +74,27 @@ std::optional<double> page_density(const BenchProblem& problem, const Tensors&, 
   return std::min(1.0, static_cast<double>(read * problem.symbols.at("page_size")) / keys);
 }
 
-// Operators whose density is read from their own outputs.
+// Heads that read everything, and heads that read `sink` first and `recent` last keys.
+std::optional<double> head_density(const BenchProblem& problem, const Tensors& inputs, const Tensors&) {
+  if (problem.symbols.at("chunk_size") != 0) return {};
+  const Tensor retrieval = inputs["retrieval"];
+  const int64_t window = problem.symbols.at("sink") + problem.symbols.at("recent");
+  const int64_t tq = problem.shape.length_q, tk = problem.shape.length_k;
+  double pairs = 0;
+  for (int64_t i = 0; i < tq; ++i)
+    pairs += static_cast<double>(std::clamp<int64_t>(i + tk - tq + 1, 0, window));
+  const double streaming = pairs / visible_pairs(problem);
+  const auto full = std::count(retrieval.data<uint8_t>(), retrieval.data<uint8_t>() + retrieval.size(), 1);
+  const double share = static_cast<double>(full) / static_cast<double>(retrieval.size());
+  return share + (1 - share) * streaming;
+}
+
+// Operators whose density follows from their own inputs, outputs and options.
 struct Override {
   std::string_view name;
   std::optional<double> (*density)(const BenchProblem&, const Tensors& inputs, const Tensors& outputs);
 };
-constexpr Override kOverrides[] = {{"quest", page_density}};
+constexpr Override kOverrides[] = {{"quest", page_density}, {"duo-attention", head_density}};
 
 std::optional<double> density_of(const BenchProblem& problem, const Tensors& inputs, const Tensors& outputs) {
   for (const auto& entry : kOverrides)

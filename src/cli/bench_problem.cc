@@ -7,8 +7,53 @@
 namespace fovea::cli {
 namespace {
 
-// Symbols whose sizes follow from the command line; everything else is an option or small.
-Symbols symbols_of(const Operator& op, const BenchShape& shape, const options::Pairs& pairs) {
+std::string value_of(const options::Info& info, const options::Pairs& pairs) {
+  std::string text = info.default_value;
+  for (const auto& [key, value] : pairs)
+    if (key == info.name || key == info.alias) text = value;
+  return text;
+}
+
+bool is_set(const options::Info& info, const options::Pairs& pairs) {
+  return std::any_of(pairs.begin(), pairs.end(),
+                     [&](const auto& pair) { return pair.first == info.name || pair.first == info.alias; });
+}
+
+// Sizes that an operator's spec cannot tell from the flags: an option that stands for a number of heads, or
+// the length of an axis that packs several symbols.
+struct Assumption {
+  std::string_view operator_name;  // empty: every operator
+  const char* symbol;
+  const char* expression;
+};
+constexpr Assumption kAssumptions[] = {
+    {"rotatekv-dequantize", "heads", "Hkv"},
+    {"rotatekv-dequantize", "N", "Hkv*D"},
+    {"rotatekv-dequantize", "Bytes", "ceil(Hkv*D*bits/8)"},
+    {"rotatekv-dequantize", "Groups", "Hkv*D/group_size"},
+    {"", "heads", "Hq"},
+    {"", "n", "B"},
+};
+
+// Gives the operator's options the sizes that the flags ask for, unless --set did.
+void assume(const Operator& op, options::Pairs& pairs, Symbols& symbols) {
+  for (const auto& assumption : kAssumptions) {
+    if (!assumption.operator_name.empty() && assumption.operator_name != op.name) continue;
+    const auto option = std::find_if(op.options.begin(), op.options.end(),
+                                     [&](const auto& info) { return info.name == assumption.symbol; });
+    const auto value = evaluate(assumption.expression, symbols);
+    if (!value) continue;
+    if (option == op.options.end()) {
+      symbols.emplace(assumption.symbol, *value);
+    } else if (!is_set(*option, pairs)) {
+      pairs.emplace_back(assumption.symbol, std::to_string(*value));
+      symbols[assumption.symbol] = *value;
+    }
+  }
+}
+
+// Symbols whose sizes follow from the command line; everything else is an option, assumed, or small.
+Symbols symbols_of(const Operator& op, const BenchShape& shape, options::Pairs& pairs) {
   const int64_t e = shape.heads_q * shape.dim;
   Symbols symbols = {{"B", shape.batch},
                      {"H", shape.heads_q},
@@ -21,16 +66,12 @@ Symbols symbols_of(const Operator& op, const BenchShape& shape, const options::P
                      {"Dv", shape.dim_v},
                      {"E", e},
                      {"F", 4 * e},
-                     {"n", shape.batch},
                      {"Nq", shape.batch * shape.length_q},
                      {"Nk", shape.batch * shape.length_k}};
-  for (const auto& info : op.options) {
-    if (info.type != "int") continue;
-    std::string text = info.default_value;
-    for (const auto& [key, value] : pairs)
-      if (key == info.name || key == info.alias) text = value;
-    options::parse(text, op.name + ": option " + info.name, symbols[info.name]);
-  }
+  for (const auto& info : op.options)
+    if (info.type == "int")
+      options::parse(value_of(info, pairs), op.name + ": option " + info.name, symbols[info.name]);
+  assume(op, pairs, symbols);
   return symbols;
 }
 
@@ -66,6 +107,10 @@ bool is_needed(const Operator& op, const TensorSpec& spec) {
 
 }  // namespace
 
+std::string option_value(const BenchProblem& problem, const options::Info& info) {
+  return value_of(info, problem.options);
+}
+
 Problem BenchProblem::problem() const {
   Problem result{{}, options};
   for (const auto& input : inputs)
@@ -80,10 +125,7 @@ BenchProblem plan_bench(const Operator& op, const BenchShape& shape, options::Pa
                                    [](const auto& info) { return info.name == "causal"; });
   if (causal != op.options.end()) {
     if (wanted_causal) problem.options.emplace_back("causal", options::print(*wanted_causal));
-    std::string text = causal->default_value;
-    for (const auto& [key, value] : problem.options)
-      if (key == "causal") text = value;
-    options::parse(text, op.name + ": option causal", problem.causal);
+    options::parse(value_of(*causal, problem.options), op.name + ": option causal", problem.causal);
   } else {
     problem.causal = op.has(Form::causal) || op.has(Form::decode);
   }

@@ -43,6 +43,9 @@ struct BenchProblem {
 BenchProblem plan_bench(const Operator& op, const BenchShape& shape, options::Pairs options,
                         std::optional<bool> wanted_causal);
 
+/// The text of an option: as set, else its default.
+std::string option_value(const BenchProblem& problem, const options::Info& info);
+
 /// The tensors: seeded normals, and what the table of input makers says for indices, masks and scales.
 Tensors make_inputs(const BenchProblem& problem);
 

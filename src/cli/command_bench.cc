@@ -3,7 +3,6 @@
 #include <chrono>
 #include <cmath>
 #include <iostream>
-#include <map>
 
 #include "cli/arguments.h"
 #include "cli/bench_cost.h"
@@ -29,11 +28,6 @@ struct BenchArguments {
   DeviceArgument device;
 };
 
-struct Measured {
-  double seconds = 0;  // median
-  Tensors outputs;
-};
-
 struct Row {
   BenchProblem problem;
   double seconds = 0;
@@ -42,30 +36,50 @@ struct Row {
   std::optional<double> ratio_to_exact, error;
 };
 
-using Clock = std::chrono::steady_clock;
+// What is timed: an operator on tensors, and what came of it.
+struct Subject {
+  const Operator* op;
+  Tensors inputs;
+  options::Pairs pairs;
+  Tensors outputs = {};
+  std::vector<double> times = {};
 
-// Five repetitions and a quarter of a second, or one second, whichever is reached first; after one run to
-// warm up.
-constexpr int kRepetitions = 5;
-constexpr double kEnoughSeconds = 0.25, kMostSeconds = 1.0;
+  void run() {
+    const auto begin = std::chrono::steady_clock::now();
+    outputs = op->run(inputs, pairs);
+    times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  double median() const {
+    std::vector<double> sorted = times;
+    std::sort(sorted.begin(), sorted.end());
+    return sorted[sorted.size() / 2];
+  }
+};
 
-Measured measure(const Operator& op, const Tensors& inputs, const options::Pairs& pairs, int repeat) {
-  Measured result{0, op.run(inputs, pairs)};
-  std::vector<double> times;
+// Five repetitions and a quarter of a second, or two seconds, whichever is reached first; after one run to
+// warm up. The two subjects take turns, so that a busy machine slows both and their ratio holds.
+constexpr size_t kRepetitions = 5;
+constexpr double kEnoughSeconds = 0.25, kMostSeconds = 2.0;
+
+void measure(Subject& subject, Subject* other, int repeat) {
+  for (Subject* each : {&subject, other}) {
+    if (each == nullptr) continue;
+    each->run();
+    each->times.clear();
+  }
   double total = 0;
   const auto enough = [&] {
-    if (repeat > 0) return static_cast<int>(times.size()) >= repeat;
-    return total >= kMostSeconds || (times.size() >= kRepetitions && total >= kEnoughSeconds);
+    const size_t count = subject.times.size();
+    if (repeat > 0) return count >= static_cast<size_t>(repeat);
+    return total >= kMostSeconds || (count >= kRepetitions && total >= kEnoughSeconds);
   };
   do {
-    const auto begin = Clock::now();
-    result.outputs = op.run(inputs, pairs);
-    times.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
-    total += times.back();
+    subject.run();
+    total += subject.times.back();
+    if (other == nullptr) continue;
+    other->run();
+    total += other->times.back();
   } while (!enough());
-  std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2), times.end());
-  result.seconds = times[times.size() / 2];
-  return result;
 }
 
 // ||got - want|| / ||want||
@@ -80,48 +94,39 @@ double relative_error(const Tensor& got_any, const Tensor& want_any) {
   return norm > 0 ? std::sqrt(difference / norm) : std::sqrt(difference);
 }
 
-// Exact attention on the tensors of other operators, measured once for each set of shapes.
-class ExactBaseline {
- public:
-  explicit ExactBaseline(int repeat) : repeat_(repeat) {}
-
-  /// Nothing where the operator is no attention over q, k, v, or exact attention is not built in.
-  const Measured* of(const BenchProblem& problem, const Tensors& inputs, bool backward) {
-    const Operator* exact = catalogue().find(backward ? "flash-attention-backward" : "flash-attention");
-    if (exact == nullptr) return nullptr;
-    Tensors given;
-    std::string key = exact->name + (problem.causal ? " causal" : "");
-    for (const char* name : {"q", "k", "v", "do"}) {
-      if (name == std::string("do") && !backward) continue;
-      if (!inputs.contains(name)) return nullptr;
-      given.set(name, inputs[name]);
-      key += " " + inputs[name].describe();
-    }
-    const options::Pairs pairs = {{"causal", options::print(problem.causal)}};
-    if (!exact->supports(Problem::of(given, pairs)).yes) return nullptr;
-    const auto found = measured_.find(key);
-    if (found != measured_.end()) return &found->second;
-    return &measured_.emplace(key, measure(*exact, given, pairs, repeat_)).first->second;
+// Exact attention on the q, k and v of another operator, or nothing where there is no comparison: the
+// operator is no attention, or exact attention is not built in.
+std::optional<Subject> exact_for(const BenchProblem& problem, const Tensors& inputs) {
+  const auto& outputs = problem.op->outputs;
+  const bool backward =
+      std::any_of(outputs.begin(), outputs.end(), [](const auto& spec) { return spec.name == "dq"; });
+  const Operator* exact = catalogue().find(backward ? "flash-attention-backward" : "flash-attention");
+  if (exact == nullptr) return {};
+  Tensors given;
+  for (const char* name : {"q", "k", "v", "do"}) {
+    if (std::string_view(name) == "do" && !backward) continue;
+    if (!inputs.contains(name)) return {};
+    given.set(name, inputs[name]);
   }
+  Subject subject{exact, given, {{"causal", options::print(problem.causal)}}};
+  if (!exact->supports(Problem::of(subject.inputs, subject.pairs)).yes) return {};
+  return subject;
+}
 
- private:
-  int repeat_;
-  std::map<std::string, Measured> measured_;
-};
-
-Row bench_row(const BenchProblem& problem, const kernels::Ceilings& ceilings, ExactBaseline& baseline,
-              int repeat) {
-  const Tensors inputs = make_inputs(problem);
-  const Measured measured = measure(*problem.op, inputs, problem.options, repeat);
-  Row row{problem, measured.seconds, cost_of(problem, inputs, measured.outputs), {}, {}, {}};
-  row.bound = bound_of(row.cost, problem.shape.dtype, ceilings);
-  const bool backward = measured.outputs.contains("dq");
-  if (const Measured* exact = baseline.of(problem, inputs, backward)) {
-    row.ratio_to_exact = exact->seconds / measured.seconds;
-    const char* compared = backward ? "dq" : "o";
-    const Tensor got = measured.outputs[compared], want = exact->outputs[compared];
-    if (got.defined() && got.shape() == want.shape()) row.error = relative_error(got, want);
-  }
+Row bench_row(const BenchProblem& problem, int repeat) {
+  Subject subject{problem.op, make_inputs(problem), problem.options};
+  std::optional<Subject> exact = exact_for(problem, subject.inputs);
+  const bool itself = exact && exact->op == problem.op &&
+                      std::all_of(problem.options.begin(), problem.options.end(),
+                                  [](const auto& pair) { return pair.first == "causal"; });
+  measure(subject, exact && !itself ? &*exact : nullptr, repeat);
+  Row row{problem, subject.median(), cost_of(problem, subject.inputs, subject.outputs), {}, {}, {}};
+  if (!exact) return row;
+  const Subject& reference = itself ? subject : *exact;
+  row.ratio_to_exact = reference.median() / row.seconds;
+  const char* compared = subject.outputs.contains("dq") ? "dq" : "o";
+  const Tensor got = subject.outputs[compared], want = reference.outputs[compared];
+  if (got.defined() && got.shape() == want.shape()) row.error = relative_error(got, want);
   return row;
 }
 
@@ -228,25 +233,35 @@ std::vector<BenchProblem> plan_rows(const BenchArguments& arguments) {
   return problems;
 }
 
+kernels::Ceilings quick_ceilings() { return kernels::measure_ceilings(0.15, int64_t{128} << 20); }
+
+// A ceiling is what the machine can do at most: the better of two looks, as another program may have
+// disturbed one.
+kernels::Ceilings best_of(const kernels::Ceilings& a, const kernels::Ceilings& b) {
+  return {.threads = a.threads,
+          .f32_flops = std::max(a.f32_flops, b.f32_flops),
+          .bf16_flops = std::max(a.bf16_flops, b.bf16_flops),
+          .int8_ops = std::max(a.int8_ops, b.int8_ops),
+          .read_bytes = std::max(a.read_bytes, b.read_bytes),
+          .copy_bytes = std::max(a.copy_bytes, b.copy_bytes)};
+}
+
 void run_bench(const BenchArguments& arguments) {
   arguments.device.device();
   arguments.threads.apply();
   const auto problems = plan_rows(arguments);
-  std::vector<kernels::Ceilings> ceilings;
-  if (arguments.roofline)
-    ceilings = ceilings_per_thread_count();
-  else
-    ceilings.push_back(kernels::measure_ceilings(0.2, int64_t{64} << 20));
-
+  const bool careful = arguments.roofline;
+  auto ceilings = careful ? ceilings_per_thread_count() : std::vector{quick_ceilings()};
   std::vector<Row> rows;
   {
     Progress progress("bench", static_cast<int64_t>(problems.size()));
-    ExactBaseline baseline(arguments.repeat);
     for (const auto& problem : problems) {
       progress.update(static_cast<int64_t>(rows.size()), problem.op->name);
-      rows.push_back(bench_row(problem, ceilings.back(), baseline, arguments.repeat));
+      rows.push_back(bench_row(problem, arguments.repeat));
     }
   }
+  if (!careful) ceilings.back() = best_of(ceilings.back(), quick_ceilings());
+  for (auto& row : rows) row.bound = bound_of(row.cost, row.problem.shape.dtype, ceilings.back());
   if (arguments.json) {
     auto result = nlohmann::ordered_json::array();
     for (const auto& row : rows) result.push_back(row_json(row, arguments.device.text));

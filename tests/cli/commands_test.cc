@@ -191,7 +191,7 @@ TEST(Run, AnInterruptLeavesNoTemporaryFile) {
     int state = 0;
     waitpid(child, &state, 0);
     // Either it was stopped before the file, or the file is whole.
-    if (fs::exists(out)) EXPECT_TRUE(io::read_safetensors(out).tensors.contains("o"));
+    EXPECT_TRUE(!fs::exists(out) || io::read_safetensors(out).tensors.contains("o"));
     fs::remove(out);
     EXPECT_EQ(folder.listing(), before);
   }
@@ -233,7 +233,8 @@ TEST(Bench, EveryOperatorOfTheCatalogueCanBeMeasured) {
     const Outcome outcome = run_fovea(
         {"bench", op->name, "--length", "256", "--heads", "4/4", "--dim", "32", "--repeat", "1", "--json"});
     EXPECT_EQ(outcome.status, 0) << op->name << ": " << outcome.err;
-    if (outcome.status == 0) EXPECT_EQ(outcome.json()[0]["operator"], op->name);
+    if (outcome.status != 0) continue;
+    EXPECT_EQ(outcome.json()[0]["operator"], op->name);
   }
 }
 
