@@ -79,9 +79,10 @@ int run_program(int argc, char** argv) {
 }  // namespace
 
 std::vector<Command> add_commands(CLI::App& program) {
-  std::vector<Command> commands = {add_list(program),   add_show(program),       add_run(program),
-                                   add_bench(program),  add_generate(program),   add_info(program),
-                                   add_models(program), add_completion(program), add_docs(program)};
+  std::vector<Command> commands = {add_list(program),  add_show(program),    add_run(program),
+                                   add_bench(program), add_compare(program), add_generate(program),
+                                   add_info(program),  add_models(program),  add_completion(program),
+                                   add_docs(program)};
   for (const auto& command : commands) command.parser->fallthrough();
   return commands;
 }
