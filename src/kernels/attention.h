@@ -88,16 +88,22 @@ struct PagedKv {
   Tensor k, v;
   Tensor table;    ///< [B,max_pages] i32
   Tensor lengths;  ///< [B] i32
+  /// > 0: k [B,Hkv,T,D] and v [B,Hkv,T,Dv] are whole sequences, seen as pages of this many tokens (the last
+  /// may be ragged); `table` is then not used. 0: pages, as above.
+  int64_t sequence_page = 0;
 
-  /// Contiguous keys and values of every batch row seen as pages of `page_size` tokens (the last may be
-  /// ragged).
+  /// Whole sequences (any strides with a contiguous last axis; nothing is copied) of length T each. Callers
+  /// may replace `lengths`.
   static PagedKv of(const Tensor& k, const Tensor& v, int64_t page_size);
+  /// Tokens in a page.
+  int64_t page_size() const { return sequence_page > 0 ? sequence_page : k.dim(2); }
 };
 
 /// A few query rows over long caches: each key and value is read once per kv head; keys are split so that one
-/// sequence uses all threads, at split points that depend on the problem alone. Row i of q stands at position
-/// length - Tq + i and sees keys up to itself. `pages` [B,Hq,Tq,R] i32 (may be undefined: all) lists the
-/// pages each row reads, -1 where unused.
+/// sequence uses all threads, at split points that depend on its length alone. Row i of q [B,Hq,Tq,D] stands
+/// at position length - Tq + i and sees keys up to itself, whatever window_right is. `pages` [B,Hq,Tq,R] i32
+/// (may be undefined: all) lists the pages each row reads, in any order, -1 where unused. k_len, bias_q and
+/// bias_k are refused: lengths stand in `kv`, and the Tk of bias and mask must cover the longest of them.
 AttentionResult decode(const Tensor& q, const PagedKv& kv, const Tensor& pages = {},
                        const AttentionParams& params = {});
 
