@@ -309,6 +309,6 @@ void Tensor::copy_from(const Tensor& source) const {
   });
 }
 
-std::string Tensor::describe() const { return std::string(name_of(dtype_)) + shape_; }
+std::string Tensor::describe() const { return std::string(name_of(dtype_)) + shape_.to_string(); }
 
 }  // namespace fovea
