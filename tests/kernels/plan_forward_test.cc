@@ -10,6 +10,7 @@
 #include "fovea/kernels/attention.h"
 #include "fovea/kernels/key_plan.h"
 #include "tests/support/attention_problem.h"
+#include "tests/support/random_plan.h"
 
 namespace fovea {
 namespace {
@@ -20,60 +21,13 @@ using kernels::KeyPlan;
 using kernels::plan_forward;
 using kernels::Visibility;
 using reference::Inputs;
+using reference::PlanShape;
 using reference::random_inputs;
+using reference::random_plan;
 using reference::relative_error;
 using reference::Sizes;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-struct PlanShape {
-  int64_t block_q, batches, heads;
-  double range_share, column_share;  // of the keys
-};
-
-/// Random disjoint ranges with random single keys between them.
-KeyPlan random_plan(const Sizes& s, const PlanShape& shape, uint64_t seed) {
-  KeyPlan plan{.block_q = shape.block_q, .batches = shape.batches, .heads = shape.heads};
-  plan.queries = s.queries, plan.keys = s.keys;
-  plan.range_offsets = {0}, plan.column_offsets = {0};
-  Rng rng(seed);
-  for (int64_t list = 0; list < plan.lists(); ++list) {
-    for (int64_t j = 0; j < s.keys;) {
-      const double x = rng.next_uniform();
-      if (x < shape.range_share / 8) {
-        const int64_t end = std::min(s.keys, j + 1 + rng.next_below(16));
-        plan.ranges.push_back({static_cast<int32_t>(j), static_cast<int32_t>(end)});
-        j = end;
-      } else {
-        if (x > 1 - shape.column_share) plan.columns.push_back(static_cast<int32_t>(j));
-        ++j;
-      }
-    }
-    plan.range_offsets.push_back(static_cast<int64_t>(plan.ranges.size()));
-    plan.column_offsets.push_back(static_cast<int64_t>(plan.columns.size()));
-  }
-  return plan;
-}
-
-bool has(const KeyPlan& plan, int64_t b, int64_t h, int64_t heads_q, int64_t i, int64_t j) {
-  const int64_t head = h * plan.heads / heads_q;
-  const auto list = static_cast<size_t>(
-      ((plan.batches == 1 ? 0 : b) * plan.heads + head) * plan.query_blocks() + i / plan.block_q);
-  for (auto r = plan.range_offsets[list]; r < plan.range_offsets[list + 1]; ++r)
-    if (j >= plan.ranges[static_cast<size_t>(r)].begin && j < plan.ranges[static_cast<size_t>(r)].end)
-      return true;
-  return std::binary_search(plan.columns.begin() + plan.column_offsets[list],
-                            plan.columns.begin() + plan.column_offsets[list + 1], static_cast<int32_t>(j));
-}
-
-reference::Problem problem_of(const Inputs& in, const KeyPlan& plan, const AttentionParams& params) {
-  reference::Problem problem = reference::problem_of(in, params);
-  problem.visible = [seen = problem.visible, &plan, heads = in.q.dim(1)](int64_t b, int64_t h, int64_t i,
-                                                                         int64_t j) {
-    return has(plan, b, h, heads, i, j) && seen(b, h, i, j);
-  };
-  return problem;
-}
 
 void expect_matches_on_every_target(const Inputs& in, const KeyPlan& plan, const AttentionParams& params) {
   const reference::Result want = reference::attention(problem_of(in, plan, params));
@@ -178,11 +132,12 @@ TEST_F(PlanForward, KeysOutsideThePlanMayBeNaN) {
     const AttentionResult want = plan_forward(in.q, in.k, in.v, plan);
     // Only the first block sees nothing of key j, if it is not in its list.
     int64_t j = 0;
-    while (has(plan, 0, 0, 2, 0, j)) ++j;
+    while (reference::has(plan, 0, 0, 2, 0, j)) ++j;
     in.v.at<float>(0, 0, j, 3) = std::numeric_limits<float>::quiet_NaN();
     const AttentionResult got = plan_forward(in.q, in.k, in.v, plan);
     for (int64_t i = 0; i < s.queries; ++i)
-      EXPECT_EQ(std::isnan(got.o.at<float>(0, 0, i, 3)), has(plan, 0, 0, 2, i, j)) << block_q << " " << i;
+      EXPECT_EQ(std::isnan(got.o.at<float>(0, 0, i, 3)), reference::has(plan, 0, 0, 2, i, j))
+          << block_q << " " << i;
   }
 }
 

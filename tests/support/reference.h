@@ -91,10 +91,11 @@ inline Result attention(const Problem& p) {
 
 struct Gradients {
   Tensor dq, dk, dv, dsink;  // f32; dsink [Hq] defined only with a sink
+  Tensor dextra;             // [B,Hq,Tq,Tk]: of what `extra` adds
 };
 
-/// Gradients of sum(o * d_o), from the definition.
-inline Gradients attention_backward(const Problem& p, const Tensor& d_o_any) {
+/// Gradients of sum(o * d_o) + sum(lse * d_lse), from the definition; d_lse [B,Hq,Tq] may be undefined.
+inline Gradients attention_backward(const Problem& p, const Tensor& d_o_any, const Tensor& d_lse = {}) {
   const Tensor q = p.q.to(DType::f32), k = p.k.to(DType::f32), v = p.v.to(DType::f32),
                d_o = d_o_any.to(DType::f32);
   const int64_t batch = q.dim(0), heads = q.dim(1), tq = q.dim(2), d = q.dim(3), tk = k.dim(2), dv = v.dim(3);
@@ -102,6 +103,7 @@ inline Gradients attention_backward(const Problem& p, const Tensor& d_o_any) {
   const double scale = p.scale > 0 ? p.scale : 1.0 / std::sqrt(static_cast<double>(d));
   std::vector<double> dq(static_cast<size_t>(q.size())), dk(static_cast<size_t>(k.size())),
       dvv(static_cast<size_t>(v.size())), dsink(p.sink.size());
+  const Tensor dextra = Tensor::zeros({batch, heads, tq, tk});
   for (int64_t b = 0; b < batch; ++b)
     for (int64_t h = 0; h < heads; ++h)
       for (int64_t i = 0; i < tq; ++i) {
@@ -119,11 +121,13 @@ inline Gradients attention_backward(const Problem& p, const Tensor& d_o_any) {
           }
           delta += prob * dp[static_cast<size_t>(j)];
         }
+        if (d_lse) delta -= d_lse.at<float>(b, h, i);
         for (int64_t j = 0; j < tk; ++j) {
           const double prob = row.probability[static_cast<size_t>(j)];
           if (prob == 0) continue;
           double ds = prob * (dp[static_cast<size_t>(j)] - delta);
           if (p.softcap > 0) ds *= 1 - std::pow(row.score[static_cast<size_t>(j)] / p.softcap, 2);
+          dextra.at<float>(b, h, i, j) = static_cast<float>(ds);
           for (int64_t c = 0; c < d; ++c) {
             dq[static_cast<size_t>(((b * heads + h) * tq + i) * d + c)] +=
                 scale * ds * k.at<float>(b, g, j, c);
@@ -138,7 +142,7 @@ inline Gradients attention_backward(const Problem& p, const Tensor& d_o_any) {
     return Tensor::from(std::vector<float>(values.begin(), values.end()), shape);
   };
   return {to_tensor(dq, q.shape()), to_tensor(dk, k.shape()), to_tensor(dvv, v.shape()),
-          p.sink.empty() ? Tensor() : to_tensor(dsink, {heads})};
+          p.sink.empty() ? Tensor() : to_tensor(dsink, {heads}), dextra};
 }
 
 /// ||got - want|| / ||want|| over all elements (float types); infinities must coincide, else the error is

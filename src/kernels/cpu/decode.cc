@@ -62,6 +62,19 @@ struct Chunk {
   const void* v[kChunk];
 };
 
+// Rows of the next chunk, fetched into the second-level cache while this one is worked on: pages defeat the
+// processor's own prefetching.
+struct Ahead {
+  const void* const* rows = nullptr;
+  int64_t count = 0, bytes = 0;  // rows, and bytes of each
+
+  void fetch(int64_t begin, int64_t end) const {
+    for (int64_t j = begin; j < std::min(end, count); ++j)
+      for (int64_t line = 0; line < bytes; line += 64)
+        __builtin_prefetch(static_cast<const char*>(rows[j]) + line, 0, 2);
+  }
+};
+
 struct Task {
   const DecodeArgs* args;
   Split split;
@@ -71,7 +84,7 @@ struct Task {
 
 // Scratch of one worker.
 struct Scratch {
-  Chunk chunk;
+  Chunk chunks[2];               // the one being worked on, and the next
   memory::Buffer<float> q;       // [rows, padded(dim)], scaled
   memory::Buffer<float> scores;  // [rows, kChunk]
   memory::Buffer<float> k, v;    // [kChunk, padded width]: keys and values as f32 where that pays
@@ -200,23 +213,6 @@ constexpr int kRows = 2;
 #endif
 constexpr int kColumns = 4;  // vectors of a value row whose sums are held in registers
 
-HWY_INLINE void store_floats(FloatVector v, float* to) { hn::StoreU(v, Floats(), to); }
-HWY_INLINE void store_floats(FloatVector v, Half* to) {
-  const hn::Rebind<hwy::float16_t, Floats> half;
-  hn::StoreU(hn::DemoteTo(half, v), half, reinterpret_cast<hwy::float16_t*>(to));
-}
-HWY_INLINE void store_floats(FloatVector v, BFloat16* to) {
-  const hn::RebindToUnsigned<Floats> wide;
-  const hn::RebindToSigned<Floats> integer;
-  const hn::Rebind<uint16_t, Floats> narrow;
-  const auto bits = hn::BitCast(wide, v), high = hn::ShiftRight<16>(bits);
-  const auto odd = hn::And(high, hn::Set(wide, 1));
-  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(odd, hn::Set(wide, 0x7FFF))));
-  const auto quiet = hn::Or(high, hn::Set(wide, 0x40));
-  const auto result = hn::IfThenElse(hn::RebindMask(wide, hn::IsNaN(v)), quiet, rounded);
-  hn::StoreU(hn::DemoteTo(narrow, hn::BitCast(integer, result)), narrow, reinterpret_cast<uint16_t*>(to));
-}
-
 // The sum of the 128-bit blocks of v, four floats.
 template <class D>
 HWY_INLINE void store_block_sum(D d, hn::Vec<D> v, float* out) {
@@ -241,9 +237,11 @@ HWY_INLINE void store_sums(Floats d, FloatVector a, FloatVector b, FloatVector c
 
 // scores[r][j] = q[r] . k[j] for R rows; `count` is rounded up to 4 keys, whose pointers must be valid.
 template <int R, class T>
-void score_rows(const void* const* k, int64_t count, const float* q, int64_t width, float* scores) {
+void score_rows(const void* const* k, int64_t count, const Ahead& ahead, const float* q, int64_t width,
+                float* scores) {
   const Floats d;
   for (int64_t j = 0; j < count; j += 4) {
+    ahead.fetch(j, j + 4);
     const T* HWY_RESTRICT k0 = static_cast<const T*>(k[j]);
     const T* HWY_RESTRICT k1 = static_cast<const T*>(k[j + 1]);
     const T* HWY_RESTRICT k2 = static_cast<const T*>(k[j + 2]);
@@ -267,13 +265,14 @@ void score_rows(const void* const* k, int64_t count, const float* q, int64_t wid
 
 // values[r] += sum_j weights[r][j] v[j] for R rows and C vectors of columns.
 template <int R, int C, class T>
-HWY_INLINE void add_columns(const void* const* v, int64_t count, const float* weights, int64_t column,
-                            int64_t width, float* values) {
+HWY_INLINE void add_columns(const void* const* v, int64_t count, const Ahead& ahead, const float* weights,
+                            int64_t column, int64_t width, float* values) {
   const Floats d;
   FloatVector sum[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) sum[r][c] = hn::LoadU(d, values + r * width + column + c * kLanes);
   for (int64_t j = 0; j < count; ++j) {
+    ahead.fetch(j, j + 1);
     const T* HWY_RESTRICT row = static_cast<const T*>(v[j]) + column;
     FloatVector x[C];
     for (int c = 0; c < C; ++c) x[c] = load_floats(row + c * kLanes);
@@ -287,11 +286,13 @@ HWY_INLINE void add_columns(const void* const* v, int64_t count, const float* we
 }
 
 template <int R, class T>
-void add_values(const void* const* v, int64_t count, const float* weights, int64_t width, float* values) {
+void add_values(const void* const* v, int64_t count, const Ahead& ahead, const float* weights, int64_t width,
+                float* values) {
   int64_t column = 0;
   for (; column + kColumns * kLanes <= width; column += kColumns * kLanes)
-    add_columns<R, kColumns, T>(v, count, weights, column, width, values);
-  for (; column < width; column += kLanes) add_columns<R, 1, T>(v, count, weights, column, width, values);
+    add_columns<R, kColumns, T>(v, count, column == 0 ? ahead : Ahead(), weights, column, width, values);
+  for (; column < width; column += kLanes)
+    add_columns<R, 1, T>(v, count, column == 0 ? ahead : Ahead(), weights, column, width, values);
 }
 
 // Copies rows into f32, with zeros up to the padded width.
@@ -352,62 +353,63 @@ void softmax_row(float* s, int64_t count, float* maximum, float* sum, float* val
 }
 
 template <class T>
-void score_chunk(const void* const* k, int64_t count, const float* q, int64_t rows, int64_t width,
-                 float* scores) {
+void score_chunk(const void* const* k, int64_t count, const Ahead& ahead, const float* q, int64_t rows,
+                 int64_t width, float* scores) {
   for (int64_t r = 0; r < rows; r += kRows) {
     const float* block = q + r * width;
     float* out = scores + r * kChunk;
     switch (std::min<int64_t>(kRows, rows - r)) {
       case 1:
-        score_rows<1, T>(k, count, block, width, out);
+        score_rows<1, T>(k, count, r == 0 ? ahead : Ahead(), block, width, out);
         break;
       case 2:
-        score_rows<2, T>(k, count, block, width, out);
+        score_rows<2, T>(k, count, r == 0 ? ahead : Ahead(), block, width, out);
         break;
       case 3:
-        score_rows<3, T>(k, count, block, width, out);
+        score_rows<3, T>(k, count, r == 0 ? ahead : Ahead(), block, width, out);
         break;
       default:
-        score_rows<kRows, T>(k, count, block, width, out);
+        score_rows<kRows, T>(k, count, r == 0 ? ahead : Ahead(), block, width, out);
     }
   }
 }
 
 template <class T>
-void value_chunk(const void* const* v, int64_t count, const float* weights, int64_t rows, int64_t width,
-                 float* values) {
+void value_chunk(const void* const* v, int64_t count, const Ahead& ahead, const float* weights, int64_t rows,
+                 int64_t width, float* values) {
   for (int64_t r = 0; r < rows; r += kRows) {
     const float* block = weights + r * kChunk;
     float* out = values + r * width;
     switch (std::min<int64_t>(kRows, rows - r)) {
       case 1:
-        add_values<1, T>(v, count, block, width, out);
+        add_values<1, T>(v, count, r == 0 ? ahead : Ahead(), block, width, out);
         break;
       case 2:
-        add_values<2, T>(v, count, block, width, out);
+        add_values<2, T>(v, count, r == 0 ? ahead : Ahead(), block, width, out);
         break;
       case 3:
-        add_values<3, T>(v, count, block, width, out);
+        add_values<3, T>(v, count, r == 0 ? ahead : Ahead(), block, width, out);
         break;
       default:
-        add_values<kRows, T>(v, count, block, width, out);
+        add_values<kRows, T>(v, count, r == 0 ? ahead : Ahead(), block, width, out);
     }
   }
 }
 
 // One chunk whose keys and values are rows of type TK and TV.
 template <class TK, class TV>
-void attend_chunk(const Task& task, Scratch& scratch, const Partial& out) {
+void attend_chunk(const Task& task, Scratch& scratch, Chunk& chunk, const Chunk& next, const Partial& out) {
   const DecodeArgs& a = *task.args;
-  Chunk& chunk = scratch.chunk;
   const int64_t group = a.heads_q / a.heads_kv, rows = group * a.rows;
   const int64_t width = padded(a.dim), width_v = padded(a.dim_v);
   float* scores = scratch.scores.data();
 
   const int64_t whole = (chunk.count + 3) / 4 * 4;
   for (int64_t j = chunk.count; j < whole; ++j) chunk.k[j] = chunk.k[chunk.count - 1];
-  score_chunk<TK>(chunk.k, whole, scratch.q.data(), rows, width, scores);
+  score_chunk<TK>(chunk.k, whole, {next.k, next.count, a.dim * size_of(a.type)}, scratch.q.data(), rows,
+                  width, scores);
 
+  Ahead ahead_v{next.v, next.count, a.dim_v * size_of(a.type)};
   const bool shared = all_visible(task, chunk);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t h = task.split.head * group + r / a.rows;
@@ -430,9 +432,10 @@ void attend_chunk(const Task& task, Scratch& scratch, const Partial& out) {
     }
     if (count == 0) continue;
     softmax_row(s, count, out.maximum + r, out.sum + r, values, width_v);
-    add_values<1, TV>(v, count, s, width_v, values);
+    add_values<1, TV>(v, count, ahead_v, s, width_v, values);
+    ahead_v.count = 0;
   }
-  if (shared) value_chunk<TV>(chunk.v, chunk.count, scores, rows, width_v, out.values);
+  if (shared) value_chunk<TV>(chunk.v, chunk.count, ahead_v, scores, rows, width_v, out.values);
 }
 
 template <class T>
@@ -465,24 +468,27 @@ void attend_split_of(const Task& task, Scratch& scratch, const Partial& out) {
   std::fill_n(out.sum, rows, 0.0f);
   std::fill_n(out.values, rows * width_v, 0.0f);
 
-  Chunk& chunk = scratch.chunk;
   int64_t t = task.split.begin * (task.selected ? a.page_size : 1);
-  const int64_t end = task.split.end * (task.selected ? a.page_size : 1);
-  while (t < end) {
+  auto gather = [&](Chunk& chunk) {
     chunk.count = 0;
     chunk.shared = true;
     t = task.selected ? gather_pages(task, t, chunk) : gather_span(task, t, chunk);
-    if (chunk.count == 0) continue;
+  };
+  gather(scratch.chunks[0]);
+  for (int turn = 0;; turn ^= 1) {
+    Chunk &chunk = scratch.chunks[turn], &next = scratch.chunks[turn ^ 1];
+    if (chunk.count == 0) break;
+    gather(next);
     if (widen_k) widen<T>(chunk.k, chunk.count, a.dim, scratch.k.data());
     if (widen_v) widen<T>(chunk.v, chunk.count, a.dim_v, scratch.v.data());
     if (widen_k && widen_v)
-      attend_chunk<float, float>(task, scratch, out);
+      attend_chunk<float, float>(task, scratch, chunk, next, out);
     else if (widen_k)
-      attend_chunk<float, T>(task, scratch, out);
+      attend_chunk<float, T>(task, scratch, chunk, next, out);
     else if (widen_v)
-      attend_chunk<T, float>(task, scratch, out);
+      attend_chunk<T, float>(task, scratch, chunk, next, out);
     else
-      attend_chunk<T, T>(task, scratch, out);
+      attend_chunk<T, T>(task, scratch, chunk, next, out);
   }
 }
 

@@ -10,6 +10,7 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/flash_forward.cc"
 #include "hwy/foreach_target.h"
 #include "kernels/cpu/pack-inl.h"
+#include "kernels/cpu/scores-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -51,7 +52,6 @@ class ForwardTile {
   bool limit_columns(const KeyTile& tile);
   bool mask_shows(const KeyTile& tile) const;
   void score_chunk(const KeyTile& tile, int64_t row, int64_t rows, int64_t low, int64_t high);
-  void adjust_scores(const KeyTile& tile, int64_t row, float* scores, int64_t low, int64_t high);
   void weigh_chunk(const KeyTile& tile, int64_t row, int64_t rows, int64_t low, int64_t high);
   void add_values(const ValueRows& v, bool finite, int64_t row, int64_t rows, int64_t low, int64_t high);
   const Columns& columns_of(int64_t row) const { return columns_[row / rows_.heads]; }
@@ -63,10 +63,10 @@ class ForwardTile {
   const AttentionArgs* a_ = nullptr;
   RowTile rows_;
   int64_t depth_ = 0, width_ = 0, stride_ = 0;
-  float unit_ = 1;  // scores are made in base 2, or in natural units where they pass through a softcap
+  float unit_ = 1;  // of the scores before softcap
   bool few_ = false;
-  memory::Buffer<float> q_, k_, v_, scores_, o_, stage_, values_;
-  memory::Buffer<uint8_t> bytes_;
+  memory::Buffer<float> q_, k_, v_, scores_, o_, stage_;
+  GatheredRow gathered_;
   memory::Buffer<RunningRow> running_;
   memory::Buffer<Columns> columns_;
 };
@@ -76,16 +76,15 @@ void ForwardTile::begin(const ForwardProblem& problem, const RowTile& rows, cons
   const int64_t n = rows.rows();
   depth_ = packed_depth(*a_), width_ = round_up(a_->dim_v, kLanes);
   stride_ = round_up(tiling.keys, kLanes) + kLanes;
-  unit_ = a_->softcap > 0 ? 1.0f : kLog2E;
+  unit_ = score_unit(*a_);
   few_ = n <= kFewRows;
   q_.reserve(n * depth_);
   if (!few_) k_.reserve(round_up(tiling.keys, kPanel) * depth_);
   v_.reserve(tiling.keys * width_);
-  scores_.reserve(n * stride_);
+  scores_.reserve(std::min(n, kChunkRows) * stride_);
   o_.reserve(n * width_);
   stage_.reserve((kLanes + 1) * depth_);
-  values_.reserve(tiling.keys);
-  bytes_.reserve(tiling.keys);
+  gathered_.reserve(tiling.keys);
   running_.reserve(n);
   columns_.reserve(rows.queries);
   pack_queries(*a_, rows, unit_, q_.data());
@@ -97,12 +96,7 @@ void ForwardTile::begin(const ForwardProblem& problem, const RowTile& rows, cons
 bool ForwardTile::limit_columns(const KeyTile& tile) {
   bool limited = false;
   for (int64_t i = 0; i < rows_.queries; ++i) {
-    const VisibleKeys sees = a_->visible_keys(rows_.batch, rows_.query + i);
-    auto column = [&](int64_t key) -> int64_t {
-      return tile.keys ? std::lower_bound(tile.keys, tile.keys + tile.count, key) - tile.keys
-                       : std::clamp<int64_t>(key - tile.first, 0, tile.count);
-    };
-    columns_[i] = {column(sees.prefix), column(sees.begin), column(sees.end)};
+    columns_[i] = cpu::columns_seen(tile, a_->visible_keys(rows_.batch, rows_.query + i));
     limited |= columns_[i].prefix < tile.count && (columns_[i].begin > 0 || columns_[i].end < tile.count);
   }
   return limited;
@@ -145,7 +139,7 @@ void ForwardTile::step(const KeyTile& tile) {
 
 void ForwardTile::score_chunk(const KeyTile& tile, int64_t row, int64_t rows, int64_t low, int64_t high) {
   const float* q = q_.data() + row * depth_;
-  float* scores = scores_.data() + row * stride_;
+  float* scores = scores_.data();
   if (few_) return score_rows(*a_, rows_.batch, rows_.head, tile, q, rows, stage_.data(), scores, stride_);
   const int64_t skip = low / kPanel * kPanel;
   multiply_panels({q, depth_, 1, k_.data() + skip * depth_, kPanel, scores + skip, stride_, rows,
@@ -153,44 +147,16 @@ void ForwardTile::score_chunk(const KeyTile& tile, int64_t row, int64_t rows, in
                   kPanel * depth_, round_up(high, kLanes) - skip);
 }
 
-// Everything between q.k and the softmax, for the columns [low, high) of one row.
-void ForwardTile::adjust_scores(const KeyTile& tile, int64_t row, float* scores, int64_t low, int64_t high) {
-  const AttentionArgs& a = *a_;
-  const int64_t h = rows_.head_of(row), i = rows_.query_of(row), count = high - low;
-  if (a.bias) {
-    const float* bias = a.bias.at<float>(rows_.batch, h, i);
-    if (tile.keys)
-      for (int64_t c = 0; c < count; ++c) values_[c] = bias[tile.keys[low + c]];
-    add_scaled(scores + low, tile.keys ? values_.data() : bias + tile.first + low, unit_, count);
-  }
-  if (a.slopes) {
-    const int64_t position = a.position(rows_.batch, i);
-    if (tile.keys)
-      for (int64_t c = low; c < high; ++c)
-        scores[c] -= unit_ * a.slopes[h] * static_cast<float>(std::abs(position - tile.keys[c]));
-    else
-      add_distance(scores + low, unit_ * a.slopes[h], position, tile.first + low, count);
-  }
-  if (a.softcap > 0) cap_scores(scores + low, a.softcap, kLog2E, count);
-  if (a.mask) {
-    const uint8_t* mask = a.mask.at<uint8_t>(rows_.batch, h, i);
-    if (tile.keys)
-      for (int64_t c = 0; c < count; ++c) bytes_[c] = mask[tile.keys[low + c]];
-    hide_masked(scores + low, tile.keys ? bytes_.data() : mask + tile.first + low, count);
-  }
-  if (tile.members) hide_masked(scores + low, tile.members + list_of(row) * tile.members_stride + low, count);
-}
-
 void ForwardTile::weigh_chunk(const KeyTile& tile, int64_t row, int64_t rows, int64_t low, int64_t high) {
   for (int64_t r = row; r < row + rows; ++r) {
-    float* scores = scores_.data() + r * stride_;
+    float* scores = scores_.data() + (r - row) * stride_;
     const Columns& sees = columns_of(r);
     if (sees.empty()) {
       std::fill(scores + low, scores + high, 0.0f);
       continue;
     }
     const int64_t first = sees.first(), last = sees.last();
-    adjust_scores(tile, r, scores, first, last);
+    adjust_scores(*a_, rows_, r, tile, tile.members ? list_of(r) : 0, unit_, gathered_, scores, first, last);
     if (sees.begin < sees.end && sees.prefix < sees.begin && sees.prefix > 0)
       std::fill(scores + sees.prefix, scores + sees.begin, kMinusInfinity);
     const float factor = fold(running_[r], scores + first, last - first);
@@ -203,7 +169,7 @@ void ForwardTile::weigh_chunk(const KeyTile& tile, int64_t row, int64_t rows, in
 // O += P V. Where V holds NaN or infinity, rows that do not see them (weight 0) must not multiply them.
 void ForwardTile::add_values(const ValueRows& v, bool finite, int64_t row, int64_t rows, int64_t low,
                              int64_t high) {
-  const float* weights = scores_.data() + row * stride_;
+  const float* weights = scores_.data();
   float* o = o_.data() + row * width_;
   Product product{weights + low, stride_,    1,   v.data + low * v.stride, v.stride, o, width_,
                   rows,          high - low, true};

@@ -18,11 +18,6 @@ int64_t heads_in_tile(const ForwardProblem& p, int64_t rows) {
   return own_keys ? 1 : std::min(a.group(), rows);
 }
 
-int64_t list_of(const KeyPlan& plan, const AttentionArgs& a, int64_t b, int64_t head, int64_t block) {
-  const int64_t plan_head = plan.heads == 1 ? 0 : plan.heads == a.heads_q ? head : head / a.group();
-  return ((plan.batches == 1 ? 0 : b) * plan.heads + plan_head) * plan.query_blocks() + block;
-}
-
 void add_tasks(const ForwardProblem& p, int64_t b, int64_t head, int64_t heads, int64_t rows,
                std::vector<ForwardTask>& tasks) {
   const AttentionArgs& a = p.args;
@@ -68,9 +63,9 @@ Tiling tiling_of(std::span<const ForwardProblem> problems) {
     longest = std::max(longest, a.keys);
     query_tile = a.query_tile, key_tile = a.key_tile;
   }
-  Tiling tiling{192, 192};
+  Tiling tiling{192, 256};
   if (width > 256) tiling.rows = 96;
-  if (width > 512) tiling = {48, 96};
+  if (width > 512) tiling = {48, 128};
   tiling.rows =
       std::clamp((total_rows / kMinTasks + 23) / 24 * 24, std::min(kMinRows, tiling.rows), tiling.rows);
   if (query_tile > 0) tiling.rows = std::clamp<int64_t>(query_tile, 8, tiling.rows);

@@ -14,6 +14,19 @@ Hull hull_of(const AttentionArgs& args, const RowTile& rows) {
   return hull;
 }
 
+int64_t list_of(const KeyPlan& plan, const AttentionArgs& a, int64_t b, int64_t head, int64_t block) {
+  const int64_t plan_head = plan.heads == 1 ? 0 : plan.heads == a.heads_q ? head : head / a.group();
+  return ((plan.batches == 1 ? 0 : b) * plan.heads + plan_head) * plan.query_blocks() + block;
+}
+
+VisibleKeys columns_seen(const KeyTile& tile, const VisibleKeys& sees) {
+  auto column = [&](int64_t key) -> int64_t {
+    return tile.keys ? std::lower_bound(tile.keys, tile.keys + tile.count, key) - tile.keys
+                     : std::clamp<int64_t>(key - tile.first, 0, tile.count);
+  };
+  return {column(sees.prefix), column(sees.begin), column(sees.end)};
+}
+
 ListCursor::ListCursor(const KeyPlan& plan, int64_t list, const Hull& hull) : hull_(hull) {
   const auto i = static_cast<size_t>(list);
   range_ = plan.ranges.data() + plan.range_offsets[i];

@@ -32,6 +32,12 @@ struct KeyTile {
   int64_t last() const { return key(count - 1); }
 };
 
+/// The columns of a tile that hold the keys `sees`.
+VisibleKeys columns_seen(const KeyTile& tile, const VisibleKeys& sees);
+
+/// The list of a plan that block `block` of query head `head` reads.
+int64_t list_of(const KeyPlan& plan, const AttentionArgs& a, int64_t b, int64_t head, int64_t block);
+
 /// The keys that some row of a tile sees: [0, prefix) and [begin, end).
 struct Hull {
   int64_t prefix = 0, begin = 0, end = 0;
