@@ -11,6 +11,7 @@
   ENTRY(cache, quest)                      \
   ENTRY(cache, rotatekv)                   \
   ENTRY(dense, flash_attention)            \
+  ENTRY(dense, fp8_attention)              \
   ENTRY(dense, memory_efficient_attention) \
   ENTRY(sparse, minference)                \
   ENTRY(sparse, plan_attention)            \

@@ -52,16 +52,21 @@ class GgufFile {
 
   /// The values in f32.
   Tensor dequantize(const GgufTensor& tensor) const;
-  /// f32, f16 and bf16 tensors as views of the file.
+  /// f32, f16, bf16, i8, i32 and i64 tensors as views of the file (a copy where it lies misaligned there).
   Tensor view(const GgufTensor& tensor) const;
   /// Quantised matrices as scale * code + offset, without loss of codes (scales become f32); types q4_0 ..
   /// q6_k.
   kernels::AffineWeight affine(const GgufTensor& tensor) const;
 
  private:
+  template <typename T>
+  T value(std::string_view key, const std::optional<T>& fallback, std::string_view kind) const;
+
   std::shared_ptr<const void> owner_;
+  std::string file_;  // as messages name it
   std::map<std::string, GgufValue, std::less<>> metadata_;
   std::vector<GgufTensor> tensors_;
+  std::map<std::string, size_t, std::less<>> index_;
 };
 
 /// Values of one tensor's bytes, `count` of them, in f32.

@@ -138,10 +138,10 @@ TEST(QuantizeE4m3, EmptyAndStridedInputs) {
   EXPECT_EQ(reference::relative_error(dequantize_e4m3(a, 16), dequantize_e4m3(b, 16)), 0.0);
 }
 
-class Affine : public testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(Bits, Affine, testing::Values(2, 3, 4, 8));
+class QuantizeAffineBits : public testing::TestWithParam<int> {};
+INSTANTIATE_TEST_SUITE_P(Widths, QuantizeAffineBits, testing::Values(2, 3, 4, 8));
 
-TEST_P(Affine, CodesFollowTheRuleAndTheBitStream) {
+TEST_P(QuantizeAffineBits, CodesFollowTheRuleAndTheBitStream) {
   const int bits = GetParam();
   for (const auto& [channels, group] : {std::pair<int64_t, int64_t>{64, 64},
                                         {64, 16},
@@ -176,7 +176,7 @@ TEST_P(Affine, CodesFollowTheRuleAndTheBitStream) {
     }
 }
 
-TEST_P(Affine, ValuesOnAGridAreExact) {
+TEST_P(QuantizeAffineBits, ValuesOnAGridAreExact) {
   const int bits = GetParam();
   Tensor x = Tensor::empty({3, 256});
   for (int64_t i = 0; i < x.size(); ++i) {
@@ -187,7 +187,7 @@ TEST_P(Affine, ValuesOnAGridAreExact) {
   for (int64_t i = 0; i < x.size(); ++i) EXPECT_EQ(back.data<float>()[i], x.data<float>()[i]);
 }
 
-TEST_P(Affine, RowFormsAgreeWithTensorForms) {
+TEST_P(QuantizeAffineBits, RowFormsAgreeWithTensorForms) {
   const int bits = GetParam();
   const Tensor x = random_normal({2, 7, 192}, 9);
   const AffineBlocks blocks = quantize_affine(x, bits, 48, 0.9f);
@@ -204,7 +204,7 @@ TEST_P(Affine, RowFormsAgreeWithTensorForms) {
   }
 }
 
-TEST(Affine, TiesRoundToEven) {
+TEST(QuantizeAffine, TiesRoundToEven) {
   // Range 0 .. 3 in two bits: scale 1, zero 0.
   const Tensor x = Tensor::from(std::vector<float>{0, 3, 0.5f, 1.5f, 2.5f, 0.49f, 0.51f, 1}, {1, 8});
   const Tensor back = dequantize_affine(quantize_affine(x, 2, 8, 1.0f), 2, 8, 8);
@@ -212,7 +212,7 @@ TEST(Affine, TiesRoundToEven) {
   EXPECT_TRUE(std::equal(want.begin(), want.end(), back.data<float>()));
 }
 
-TEST(Affine, ThreadCountsAgreeBitForBit) {
+TEST(QuantizeAffine, ThreadCountsAgreeBitForBit) {
   const Tensor x = random_normal({100, 256}, 4);
   set_threads(1);
   const AffineBlocks one = quantize_affine(x, 3, 64, 1.0f);
@@ -223,7 +223,7 @@ TEST(Affine, ThreadCountsAgreeBitForBit) {
                          two.codes.data<uint8_t>()));
 }
 
-TEST(Affine, Refusals) {
+TEST(QuantizeAffine, Refusals) {
   const Tensor x = random_normal({2, 64}, 4);
   EXPECT_THROW(quantize_affine(x, 5, 64, 1.0f), Error);
   EXPECT_THROW(quantize_affine(x, 2, 48, 1.0f), Error);

@@ -6,6 +6,7 @@
 #include "fovea/core/memory.h"
 #include "fovea/core/thread_pool.h"
 #include "fovea/kernels/pooling.h"
+#include "kernels/cpu/dense_rows.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/pair_scores.cc"
@@ -127,12 +128,10 @@ HWY_EXPORT(score_tile);
 constexpr int64_t kTileRows = 64;
 constexpr int64_t kTileColumns = 256;
 
-Tensor with_dense_rows(const Tensor& x) { return x.dim(-1) <= 1 || x.stride(-1) == 1 ? x : x.contiguous(); }
-
 /// Scores of all rows of a group of query heads against the keys (or bounds) of its kv head, in tiles.
 Tensor scores_in_tiles(const Tensor& any_q, const Tensor& any_low, const Tensor& any_high, float scale) {
-  const Tensor q = with_dense_rows(any_q), low = with_dense_rows(any_low);
-  const Tensor high = any_high.defined() ? with_dense_rows(any_high) : Tensor();
+  const Tensor q = cpu::with_dense_rows(any_q), low = cpu::with_dense_rows(any_low);
+  const Tensor high = any_high.defined() ? cpu::with_dense_rows(any_high) : Tensor();
   const int64_t heads_q = q.dim(1), heads_kv = low.dim(1), group = heads_kv > 0 ? heads_q / heads_kv : 0;
   const int64_t m = q.dim(2), n = low.dim(2), rows = group * m;
   const Tensor out = Tensor::empty({q.dim(0), heads_q, m, n});

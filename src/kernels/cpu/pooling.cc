@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "fovea/core/thread_pool.h"
+#include "kernels/cpu/dense_rows.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/pooling.cc"
@@ -131,7 +132,7 @@ struct Blocks {
     require(any.rank() == 4 && is_float(any.dtype()), kernel, ": expected [B,H,T,D] of a float type, got ",
             any.describe());
     require(block >= 1, kernel, ": a block of ", block, " tokens");
-    x = any.dim(3) <= 1 || any.stride(3) == 1 ? any : any.contiguous();
+    x = cpu::with_dense_rows(any);
     count = x.dim(2) == 0 ? 0 : 1 + (x.dim(2) - 1) / block;
   }
   int64_t tasks() const { return x.dim(3) == 0 ? 0 : x.dim(0) * x.dim(1) * count; }

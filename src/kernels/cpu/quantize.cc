@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "fovea/core/thread_pool.h"
+#include "kernels/cpu/dense_rows.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/quantize.cc"
@@ -298,7 +299,7 @@ Fp8Blocks quantize_e4m3(const Tensor& any, int64_t block) {
   require(any.rank() == 4 && any.dtype() == DType::f32, "quantize_e4m3: x is ", any.describe(),
           ", expected f32 [B,H,T,D]");
   require(block >= 1, "quantize_e4m3: block = ", block, " is below 1");
-  const Tensor x = any.dim(3) <= 1 || any.stride(3) == 1 ? any : any.contiguous();
+  const Tensor x = cpu::with_dense_rows(any);
   const int64_t heads = x.dim(1), length = x.dim(2), dim = x.dim(3);
   const int64_t blocks = length == 0 ? 0 : 1 + (length - 1) / block;
   const Fp8Blocks result{Tensor::empty(x.shape(), DType::u8), Tensor::empty({x.dim(0), heads, blocks})};

@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "fovea/core/memory.h"
 #include "fovea/core/thread_pool.h"
 #include "fovea/kernels/pooling.h"
+#include "kernels/cpu/dense_rows.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/strip_sums.cc"
 #include "hwy/foreach_target.h"
 #include "kernels/cpu/panels-inl.h"
+#include "kernels/cpu/softmax-inl.h"
 
 #ifndef FOVEA_KERNELS_CPU_STRIP_SUMS_ONCE
 #define FOVEA_KERNELS_CPU_STRIP_SUMS_ONCE
 namespace fovea::kernels {
 namespace {
+
+constexpr int64_t kStripKeys = 256;
 
 /// The strip of one head: its last `rows` queries against all keys.
 struct Strip {
@@ -28,9 +31,14 @@ struct Strip {
   float scale;
   float* columns;    // [keys]
   float* diagonals;  // [keys]
-};
 
-constexpr int64_t kStripKeys = 256;
+  int64_t tiles() const { return (keys + kStripKeys - 1) / kStripKeys; }
+  /// Keys of tile `t` that row r sees.
+  int64_t visible(int64_t t, int64_t r) const {
+    const int64_t begin = t * kStripKeys;
+    return std::clamp<int64_t>(keys - rows + 1 + r - begin, 0, std::min(kStripKeys, keys - begin));
+  }
+};
 
 }  // namespace
 }  // namespace fovea::kernels
@@ -40,85 +48,56 @@ HWY_BEFORE_NAMESPACE();
 namespace fovea::kernels::HWY_NAMESPACE {
 namespace {
 
-/// s[0..count) becomes 2^(s - maximum), the rest of the tile 0. `maximum` and `sum` are those of the row so
-/// far.
-void exponentials(float* s, int64_t count, float& maximum, float& sum) {
-  const Floats d;
-  const int64_t padded = round_up(count, kLanes);
-  for (int64_t j = count; j < padded; ++j) s[j] = -std::numeric_limits<float>::infinity();
-  std::fill(s + padded, s + kStripKeys, 0.0f);
-  auto best = hn::Set(d, maximum);
-  for (int64_t j = 0; j < padded; j += kLanes) best = hn::Max(best, hn::LoadU(d, s + j));
-  const float now = hn::GetLane(hn::MaxOfLanes(d, best));
-  const float subtracted = std::isinf(now) && now < 0 ? 0.0f : now;
-  auto total = hn::Zero(d);
-  for (int64_t j = 0; j < padded; j += kLanes) {
-    const auto p = exp2_of(d, hn::Sub(hn::LoadU(d, s + j), hn::Set(d, subtracted)));
-    hn::StoreU(p, d, s + j);
-    total = hn::Add(total, p);
-  }
-  sum = sum * std::exp2(maximum - subtracted) + hn::GetLane(hn::SumOfLanes(d, total));
-  maximum = now;
-}
-
-HWY_INLINE void add_scaled(const float* from, float factor, int64_t count, float* to) {
-  const Floats d;
-  for (int64_t j = 0; j < count; j += kLanes)
-    hn::StoreU(hn::MulAdd(hn::Set(d, factor), hn::LoadU(d, from + j), hn::LoadU(d, to + j)), d, to + j);
-}
-
-void strip_of_head(const Strip& s, memory::Buffer<float>& scratch) {
-  const int64_t depth = round_up(s.dim, 4), tiles = (s.keys + kStripKeys - 1) / kStripKeys;
-  const int64_t tile_floats = s.rows * kStripKeys, keys = tiles * kStripKeys;
-  const int64_t b_floats = round_up(kStripKeys, kPanel) * depth;
-  scratch.reserve(tiles * tile_floats + 2 * keys + s.rows + s.rows * depth + kLanes * depth + b_floats +
-                  (tiles + 2) * s.rows);
-  float* strip = scratch.data();                 // [tiles][rows][kStripKeys]
-  float* columns = strip + tiles * tile_floats;  // [keys]
-  // Keys at distance d of the last row lie at reversed[keys_last - d]: along a row, distances then run with
-  // the keys, shifted by one element from row to row.
-  float* reversed = columns + keys;  // [keys + rows]
-  float* a = reversed + keys + s.rows;
+/// Weights of all rows, tile after tile: strip [tiles][rows][kStripKeys] holds 2^(s - used), where `used`
+/// [tiles][rows] is the row's maximum up to that tile.
+void weigh_strip(const Strip& s, float* scratch, float* strip, float* used, std::vector<RunningRow>& row) {
+  const int64_t depth = round_up(s.dim, 4);
+  float* a = scratch;  // [rows][depth]
   float* pack = a + s.rows * depth;
-  float* b = pack + kLanes * depth;
-  float* used = b + b_floats;  // [tiles][rows]: the maximum that a tile's exponentials subtracted
-  float* maximum = used + tiles * s.rows;
-  float* sum = maximum + s.rows;
-
+  float* panels = pack + kLanes * depth;
   const Rows queries{s.q, s.dtype_q, s.stride_q, s.rows, s.dim};
   for (int64_t r = 0; r < s.rows; ++r) {
     load_row(queries.row(r), s.dtype_q, s.dim, s.scale * kLog2E, a + r * depth, s.dim);
     std::fill(a + r * depth + s.dim, a + (r + 1) * depth, 0.0f);
   }
-  std::fill(maximum, maximum + s.rows, -std::numeric_limits<float>::infinity());
-  std::fill(sum, sum + s.rows, 0.0f);
-  const int64_t first_visible = s.keys - s.rows + 1;  // keys that row 0 sees
-  for (int64_t t = 0; t < tiles; ++t) {
+  for (int64_t t = 0; t < s.tiles(); ++t, strip += s.rows * kStripKeys, used += s.rows) {
     const int64_t begin = t * kStripKeys, count = std::min(kStripKeys, s.keys - begin);
-    const Rows rows{static_cast<const char*>(s.k) + begin * s.stride_k * size_of(s.dtype_k), s.dtype_k,
-                    s.stride_k, count, s.dim};
-    float* tile = strip + t * tile_floats;
-    pack_transposed(rows, b, panel_floats(depth), pack);
-    multiply_panels({a, depth, 1, b, kPanel, tile, kStripKeys, s.rows, depth, false}, panel_floats(depth),
-                    round_up(count, kLanes));
+    const void* first = static_cast<const char*>(s.k) + begin * s.stride_k * size_of(s.dtype_k);
+    pack_transposed({first, s.dtype_k, s.stride_k, count, s.dim}, panels, panel_floats(depth), pack);
+    multiply_panels({a, depth, 1, panels, kPanel, strip, kStripKeys, s.rows, depth, false},
+                    panel_floats(depth), round_up(count, kLanes));
     for (int64_t r = 0; r < s.rows; ++r) {
-      const int64_t visible = std::clamp<int64_t>(first_visible + r - begin, 0, count);
-      exponentials(tile + r * kStripKeys, visible, maximum[r], sum[r]);
-      used[t * s.rows + r] = maximum[r];
+      fold(row[static_cast<size_t>(r)], strip + r * kStripKeys, s.visible(t, r));
+      used[r] = row[static_cast<size_t>(r)].maximum;
     }
   }
+}
 
-  std::fill(columns, reversed + keys + s.rows, 0.0f);
-  for (int64_t t = 0; t < tiles; ++t)
+void strip_of_head(const Strip& s, memory::Buffer<float>& scratch) {
+  const int64_t strip_floats = s.tiles() * s.rows * kStripKeys, depth = round_up(s.dim, 4);
+  const int64_t product_floats = (s.rows + kLanes + round_up(kStripKeys, kPanel)) * depth;
+  scratch.reserve(strip_floats + s.tiles() * s.rows + std::max(product_floats, s.keys + s.rows));
+  float* strip = scratch.data();
+  float* used = strip + strip_floats;
+  float* rest = used + s.tiles() * s.rows;
+  std::vector<RunningRow> row(static_cast<size_t>(s.rows));
+  weigh_strip(s, rest, strip, used, row);
+
+  // Keys at distance d of the last row lie at reversed[keys - 1 - d]: along a row, distances then run with
+  // the keys, shifted by one element from row to row.
+  float* reversed = rest;  // [keys + rows]
+  std::fill(s.columns, s.columns + s.keys, 0.0f);
+  std::fill(reversed, reversed + s.keys + s.rows, 0.0f);
+  for (int64_t t = 0; t < s.tiles(); ++t)
     for (int64_t r = 0; r < s.rows; ++r) {
-      const float tile_maximum = used[t * s.rows + r];
-      if (sum[r] == 0 || (std::isinf(tile_maximum) && tile_maximum < 0)) continue;
-      const float factor = std::exp2(tile_maximum - maximum[r]) / sum[r];
-      const float* p = strip + t * tile_floats + r * kStripKeys;
-      add_scaled(p, factor, kStripKeys, columns + t * kStripKeys);
-      add_scaled(p, factor, kStripKeys, reversed + t * kStripKeys + (s.rows - 1 - r));
+      const int64_t seen = s.visible(t, r);
+      if (seen == 0) continue;
+      const RunningRow& of_row = row[static_cast<size_t>(r)];
+      const float factor = std::exp2(used[t * s.rows + r] - of_row.maximum) / of_row.sum;
+      const float* p = strip + (t * s.rows + r) * kStripKeys;
+      add_scaled(s.columns + t * kStripKeys, p, factor, seen);
+      add_scaled(reversed + t * kStripKeys + s.rows - 1 - r, p, factor, seen);
     }
-  std::copy(columns, columns + s.keys, s.columns);
   std::reverse_copy(reversed, reversed + s.keys, s.diagonals);
 }
 
@@ -139,8 +118,8 @@ StripSums strip_sums(const Tensor& any_q, const Tensor& any_k, int64_t rows) {
           "strip_sums: q ", any_q.describe(), " and k ", any_k.describe(),
           " are not [B,Hq,Tq,D] and [B,Hkv,Tk,D]");
   require(rows >= 0, "strip_sums: rows = ", rows, " is negative");
-  const Tensor q = any_q.dim(3) <= 1 || any_q.stride(3) == 1 ? any_q : any_q.contiguous();
-  const Tensor k = any_k.dim(3) <= 1 || any_k.stride(3) == 1 ? any_k : any_k.contiguous();
+  const Tensor q = cpu::with_dense_rows(any_q);
+  const Tensor k = cpu::with_dense_rows(any_k);
   const int64_t heads = q.dim(1), group = heads / k.dim(1), tk = k.dim(2);
   // Rows before the first key see nothing and add nothing.
   const int64_t used = std::min({rows, q.dim(2), tk});
