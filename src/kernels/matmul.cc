@@ -40,6 +40,12 @@ void for_each_tile(int64_t rows, int64_t panels, int64_t columns, const PanelFun
   });
 }
 
+void pack_panels(int64_t rows, int64_t columns, const std::function<void(int64_t panel)>& pack) {
+  cpu::parallel_rows(panels_of(rows), kPanelRows * columns, [&](int64_t begin, int64_t end, int) {
+    for (int64_t panel = begin; panel < end; ++panel) pack(panel);
+  });
+}
+
 void check_product(const Tensor& x, const Tensor& y, int64_t rows, int64_t columns) {
   require(x.rank() == 2 && x.dtype() == DType::f32 && x.dim(1) == columns, "linear: x is ", x.describe(),
           ", expected f32[M,", columns, "]");
@@ -57,9 +63,11 @@ class FloatLinear final : public Linear {
  public:
   explicit FloatLinear(const Tensor& weight) : rows_(weight.dim(0)), columns_(weight.dim(1)) {
     data_.reserve(panels_of(rows_) * kPanelRows * columns_);
-    for (int64_t panel = 0; panel < panels_of(rows_); ++panel)
-      cpu::pack_float_panel(weight.data<float>(), weight.stride(0), weight.stride(1), rows_, columns_, panel,
+    const float* from = weight.data<float>();
+    pack_panels(rows_, columns_, [&](int64_t panel) {
+      cpu::pack_float_panel(from, weight.stride(0), weight.stride(1), rows_, columns_, panel,
                             data_.data() + panel * kPanelRows * columns_);
+    });
   }
 
   void apply(const Tensor& x, const Tensor& y) const override {
@@ -92,13 +100,7 @@ class BFloat16Linear final : public Linear {
   explicit BFloat16Linear(const Tensor& weight)
       : rows_(weight.dim(0)), columns_(weight.dim(1)), padded_((columns_ + 1) / 2 * 2) {
     data_.reserve(panels_of(rows_) * kPanelRows * padded_);
-    std::fill_n(data_.data(), data_.size(), uint16_t{0});
-    for (int64_t r = 0; r < rows_; ++r) {
-      uint16_t* lane = lane_of(r);
-      const auto* values =
-          static_cast<const char*>(weight.raw()) + r * weight.stride(0) * size_of(weight.dtype());
-      for (int64_t k = 0; k < columns_; ++k) lane[place(k)] = value_of(weight, values, k * weight.stride(1));
-    }
+    pack_panels(rows_, columns_, [&](int64_t panel) { pack(weight, panel); });
   }
 
   void apply(const Tensor& x, const Tensor& y) const override {
@@ -134,6 +136,18 @@ class BFloat16Linear final : public Linear {
     return data_.data() + row / kPanelRows * kPanelRows * padded_ + row % kPanelRows * 2;
   }
   static int64_t place(int64_t k) { return k / 2 * 2 * kPanelRows + k % 2; }
+
+  void pack(const Tensor& weight, int64_t panel) const {
+    const int64_t first = panel * kPanelRows, end = std::min(rows_, first + kPanelRows);
+    std::fill_n(lane_of(first), kPanelRows * padded_, uint16_t{0});
+    for (int64_t r = first; r < end; ++r) {
+      uint16_t* lane = lane_of(r);
+      const auto* values =
+          static_cast<const char*>(weight.raw()) + r * weight.stride(0) * size_of(weight.dtype());
+      for (int64_t k = 0; k < columns_; ++k) lane[place(k)] = value_of(weight, values, k * weight.stride(1));
+    }
+  }
+
   static uint16_t value_of(const Tensor& weight, const char* row, int64_t at) {
     if (weight.dtype() == DType::bf16) return reinterpret_cast<const BFloat16*>(row)[at].bits;
     if (weight.dtype() == DType::f16)
@@ -161,8 +175,12 @@ class AffineLinear final : public Linear {
                           all_exact_in_half(weight.offset.data<float>(), scales);
     data_.reserve(panels_of(rows_) * panels_.panel_bytes());
     panels_.data = data_.data();
-    std::memset(data_.data(), 0, static_cast<size_t>(data_.size()));
-    for (int64_t r = 0; r < rows_; ++r) pack_row(weight, r);
+    pack_panels(rows_, weight.columns, [&](int64_t panel) {
+      std::memset(data_.data() + panel * panels_.panel_bytes(), 0,
+                  static_cast<size_t>(panels_.panel_bytes()));
+      for (int64_t r = panel * kPanelRows; r < std::min(rows_, (panel + 1) * kPanelRows); ++r)
+        pack_row(weight, r);
+    });
   }
 
   void apply(const Tensor& x, const Tensor& y) const override {
@@ -286,20 +304,26 @@ void gemm_nt(const Tensor& a, const Tensor& b, const Tensor& c, bool accumulate)
   require(c.dim(1) <= 1 || c.stride(1) == 1, "gemm_nt: the last axis of c must be contiguous");
   const int64_t rows = a.dim(0), columns = a.dim(1), panels = panels_of(b.dim(0));
   const Tensor x = columns <= 1 || a.stride(1) == 1 ? a : a.contiguous();
-  thread_local memory::Buffer<float> packed;
-  packed.reserve(panels * kPanelRows * columns);
-  float* const data = packed.data();
-  const float* from = b.data<float>();
-  cpu::parallel_rows(panels, kPanelRows * columns, [&](int64_t begin, int64_t end, int) {
-    for (int64_t panel = begin; panel < end; ++panel)
-      cpu::pack_float_panel(from, b.stride(0), b.stride(1), b.dim(0), columns, panel,
-                            data + panel * kPanelRows * columns);
-  });
   const float* left = x.data<float>();
-  for_each_tile(rows, panels, columns, [&](int64_t row, int64_t count, int64_t begin, int64_t end) {
-    cpu::multiply_float({data, columns}, begin, end, left + row * x.stride(0), x.stride(0), count,
-                        output_of(c, row, accumulate));
-  });
+  const float* right = b.data<float>();
+  // Panels packed at a time: what a core keeps close while all rows of a pass by.
+  constexpr int64_t kRun = 4;
+  cpu::parallel_rows(
+      (panels + kRun - 1) / kRun, kRun * kPanelRows * (rows + 1) * columns,
+      [&](int64_t begin, int64_t end, int) {
+        thread_local memory::Buffer<float> packed;
+        packed.reserve(kRun * kPanelRows * columns);
+        for (int64_t first = begin * kRun; first < std::min(panels, end * kRun); first += kRun) {
+          const int64_t count = std::min(kRun, panels - first);
+          for (int64_t p = 0; p < count; ++p)
+            cpu::pack_float_panel(right, b.stride(0), b.stride(1), b.dim(0), columns, first + p,
+                                  packed.data() + p * kPanelRows * columns);
+          cpu::Output out = output_of(c, 0, accumulate);
+          out.data += first * kPanelRows;
+          out.columns -= first * kPanelRows;
+          cpu::multiply_float({packed.data(), columns}, 0, count, left, x.stride(0), rows, out);
+        }
+      });
 }
 
 }  // namespace fovea::kernels

@@ -90,6 +90,23 @@ Tensor apply(const Linear& linear, const Tensor& x) {
   return y;
 }
 
+// The largest error in units of the magnitudes that were summed, which cancellation in a sum does not
+// inflate.
+double product_error(const Tensor& got, const Tensor& x, const Tensor& w) {
+  const Tensor want = product(x, w);
+  double largest_weight = 0, worst = 0;
+  for (int64_t i = 0; i < w.size(); ++i)
+    largest_weight = std::max<double>(largest_weight, std::fabs(w.data<float>()[i]));
+  for (int64_t i = 0; i < x.dim(0); ++i) {
+    double sum = 1e-30;
+    for (int64_t k = 0; k < x.dim(1); ++k) sum += std::fabs(x.at<float>(i, k)) * largest_weight;
+    for (int64_t j = 0; j < w.dim(0); ++j)
+      worst =
+          std::max(worst, std::fabs(static_cast<double>(got.at<float>(i, j)) - want.at<float>(i, j)) / sum);
+  }
+  return worst;
+}
+
 bool same_bits(const Tensor& a_any, const Tensor& b_any) {
   const Tensor a = a_any.contiguous(), b = b_any.contiguous();
   return a.shape() == b.shape() && std::memcmp(a.raw(), b.raw(), static_cast<size_t>(a.bytes())) == 0;
@@ -104,13 +121,13 @@ class Affine : public testing::TestWithParam<std::tuple<int, int64_t, bool>> {
 };
 
 TEST_P(Affine, ProductEqualsTheDequantisedOneOfRoundedActivations) {
-  for (int64_t rows : {1, 15, 16, 17, 65})
-    for (int64_t m : {1, 3, 4, 8, 13, 31}) {
+  for (int64_t rows : {1, 16, 47})
+    for (int64_t m : {1, 4, 7}) {
       const AffineWeight w = weight(rows, 3);
       const Tensor x = random_matrix(m, w.columns);
       const int64_t group = w.group % 32 == 0 ? 32 : 16;
-      const Tensor want = product(rounded_activations(x, group), dequantize(w));
-      EXPECT_LT(reference::relative_error(apply(*make_linear(w), x), want), 2e-6) << rows << " " << m;
+      EXPECT_LT(product_error(apply(*make_linear(w), x), rounded_activations(x, group), dequantize(w)), 1e-6)
+          << rows << " " << m;
     }
 }
 
@@ -136,7 +153,7 @@ TEST(AffineLinear, ExtremeCodesDoNotOverflow) {
   AffineWeight w = random_affine(16, 512, 8, 32, true);
   std::fill_n(w.codes.data<uint8_t>(), w.codes.size(), uint8_t{255});
   const Tensor x = Tensor::full({2, 512}, -3.0f);
-  EXPECT_LT(reference::relative_error(apply(*make_linear(w), x), product(x, dequantize(w))), 1e-6);
+  EXPECT_LT(product_error(apply(*make_linear(w), x), x, dequantize(w)), 1e-6);
 }
 
 TEST(AffineLinear, NotFiniteActivationsMakeTheirRowNan) {
@@ -161,9 +178,9 @@ TEST(FloatLinear, ProductMatchesDoublePrecision) {
     for (int64_t m : {1, 2, 3, 4, 7, 29})
       for (int64_t columns : {1, 33, 100}) {
         const Tensor w = random_matrix(rows, columns), x = random_matrix(m, columns);
-        EXPECT_LT(reference::relative_error(apply(*make_linear(w, false), x), product(x, w)), 1e-6);
+        EXPECT_LT(product_error(apply(*make_linear(w, false), x), x, w), 1e-6);
         const Tensor w16 = rounded_to_bfloat16(w), x16 = rounded_to_bfloat16(x);
-        EXPECT_LT(reference::relative_error(apply(*make_linear(w16), x16), product(x16, w16)), 1e-6);
+        EXPECT_LT(product_error(apply(*make_linear(w16), x16), x16, w16), 1e-6);
       }
 }
 
@@ -173,12 +190,11 @@ TEST(FloatLinear, AcceptsEveryFloatTypeAndStridedWeights) {
     for (bool allow_bf16 : {false, true}) {
       const Tensor part = w.to(type).slice(1, 0, 36, 2).slice(0, 0, 20, 2);
       const auto linear = make_linear(part, allow_bf16);
-      const Tensor want = product(x, part.to(DType::f32));
-      EXPECT_LT(reference::relative_error(apply(*linear, x), want), allow_bf16 ? 1e-2 : 1e-6);
+      EXPECT_LT(product_error(apply(*linear, x), x, part.to(DType::f32).contiguous()),
+                allow_bf16 ? 5e-3 : 1e-6);
       const Tensor row = Tensor::empty({18});
       linear->row(7, row.data<float>());
-      EXPECT_LT(reference::relative_error(row, part.to(DType::f32).select(0, 7)),
-                allow_bf16 ? 4e-3 : 0.0 + 1e-30);
+      EXPECT_LT(reference::relative_error(row, part.to(DType::f32).select(0, 7)), allow_bf16 ? 4e-3 : 1e-9);
     }
 }
 
@@ -241,9 +257,9 @@ TEST(Linear, RefusesWrongShapesAndFormats) {
 
 TEST(GemmNt, MatchesDoublePrecisionForAnyStrides) {
   const Tensor a = random_matrix(37, 65), b = random_matrix(50, 65);
-  const Tensor want = product(a, b), c = Tensor::empty({37, 50});
+  const Tensor c = Tensor::empty({37, 50});
   gemm_nt(a, b, c);
-  EXPECT_LT(reference::relative_error(c, want), 1e-6);
+  EXPECT_LT(product_error(c, a, b), 1e-6);
   const Tensor at = a.transpose(0, 1).contiguous(), bt = b.transpose(0, 1).contiguous();
   const Tensor wide = Tensor::zeros({37, 80});
   gemm_nt(at.transpose(0, 1), bt.transpose(0, 1), wide.slice(1, 10, 60));

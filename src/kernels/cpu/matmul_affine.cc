@@ -143,50 +143,61 @@ void affine_panel(const AffinePanels& panels, const uint8_t* panel, const Quanti
 
 void multiply_affine_impl(const AffinePanels& panels, int64_t panel_begin, int64_t panel_end,
                           const QuantizedRows& x, int64_t x_rows, const Output& y) {
+  if (has_byte_dots()) return byte_dot_panels(panels, panel_begin, panel_end, x, x_rows, y);
   for (int64_t p = panel_begin; p < panel_end; ++p) {
     const uint8_t* panel = panels.data + p * panels.panel_bytes();
     float* out = y.data + p * kPanelRows;
     const int64_t columns = HWY_MIN(kPanelRows, y.columns - p * kPanelRows);
-    if (has_byte_dots())
-      byte_dot_panel(panels, panel, x, x_rows, out, y.stride, columns);
-    else if (panels.bits == 4)
+    if (panels.bits == 4)
       affine_panel<4>(panels, panel, x, x_rows, out, y.stride, columns);
     else
       affine_panel<8>(panels, panel, x, x_rows, out, y.stride, columns);
   }
 }
 
+// scale = bound / 127 and its inverse for one vector of groups. A bound that is not finite (as bits, NaN is
+// above infinity) makes the scale NaN; one whose inverse would overflow counts as zero.
+template <class D>
+void scales_of_bounds(D d, float* bound_then_scale, float* inverse) {
+  const auto bound = hn::LoadU(d, bound_then_scale), full = hn::Set(d, 127.0f);
+  const auto usable = hn::Ge(bound, hn::Set(d, 127.0f * std::numeric_limits<float>::min()));
+  const auto scale = hn::IfThenElseZero(usable, hn::Div(bound, full));
+  const auto infinity = hn::Set(d, std::numeric_limits<float>::infinity());
+  const auto invalid = hn::Or(hn::IsNaN(bound), hn::Eq(bound, infinity));
+  hn::StoreU(hn::IfThenElseZero(usable, hn::Div(full, bound)), d, inverse);
+  hn::StoreU(hn::IfThenElse(invalid, hn::NaN(d), scale), d, bound_then_scale);
+}
+
 void quantize_row_impl(const float* x, int64_t row, const QuantizedRows& out) {
   // Vectors no longer than the smallest group.
-  const HWY_CAPPED(float, 16) d;
-  const hn::Rebind<int32_t, decltype(d)> di;
-  const hn::Rebind<int8_t, decltype(d)> d8;
+  const Float16Lanes d;
+  const IntLanes di;
+  const hn::Rebind<int8_t, Float16Lanes> d8;
+  const HWY_CAPPED(float, 1) d1;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  const int64_t groups = out.groups();
+  const int64_t groups = out.groups(), group = out.group;
   int8_t* codes = out.codes + row * out.columns;
-  for (int64_t g = 0; g < groups; ++g, x += out.group, codes += out.group) {
-    auto largest = hn::Zero(d), poison = hn::Zero(d);
-    for (int64_t k = 0; k < out.group; k += lanes) {
-      const auto v = hn::LoadU(d, x + k);
-      largest = hn::Max(largest, hn::Abs(v));
-      poison = hn::Add(poison, hn::Sub(v, v));
-    }
-    // 0, or NaN as soon as one value is not finite.
-    const float invalid = hn::GetLane(hn::SumOfLanes(d, poison));
-    float bound = hn::GetLane(hn::MaxOfLanes(d, largest));
-    // Below this the reciprocal overflows; such a group counts as zero.
-    if (!(bound >= 127 * std::numeric_limits<float>::min())) bound = 0;
-    const float scale = invalid == 0 ? bound / 127.0f : std::numeric_limits<float>::quiet_NaN();
-    const auto inverse = hn::Set(d, invalid == 0 && bound > 0 ? 127.0f / bound : 0.0f);
-    auto sum = hn::Zero(di);
-    for (int64_t k = 0; k < out.group; k += lanes) {
-      const auto v = invalid == 0 ? hn::LoadU(d, x + k) : hn::Zero(d);
-      const auto code = hn::NearestInt(hn::Mul(v, inverse));
-      sum = hn::Add(sum, code);
+  float* scale = out.scale + row * groups;
+  float* sum = out.sum + row * groups;
+  for (int64_t g = 0; g < groups; ++g) {
+    auto largest = hn::Zero(di);
+    for (int64_t k = 0; k < group; k += lanes)
+      largest = hn::Max(largest, hn::BitCast(di, hn::Abs(hn::LoadU(d, x + g * group + k))));
+    scale[g] = hn::GetLane(hn::BitCast(d, hn::MaxOfLanes(di, largest)));
+  }
+  float* inverse = sum;
+  int64_t g = 0;
+  for (; g + lanes <= groups; g += lanes) scales_of_bounds(d, scale + g, inverse + g);
+  for (; g < groups; ++g) scales_of_bounds(d1, scale + g, inverse + g);
+  for (g = 0; g < groups; ++g, x += group, codes += group) {
+    const auto factor = hn::Set(d, inverse[g]);
+    auto total = hn::Zero(di);
+    for (int64_t k = 0; k < group; k += lanes) {
+      const auto code = hn::NearestInt(hn::Mul(hn::LoadU(d, x + k), factor));
+      total = hn::Add(total, code);
       hn::StoreU(hn::DemoteTo(d8, code), d8, codes + k);
     }
-    out.scale[row * groups + g] = scale;
-    out.sum[row * groups + g] = scale * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, sum)));
+    sum[g] = scale[g] * static_cast<float>(hn::GetLane(hn::SumOfLanes(di, total)));
   }
 }
 

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/matmul_float.cc"
+#include <algorithm>
+#include <cstring>
+
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 #include "kernels/cpu/matmul_panels.h"
@@ -96,6 +99,51 @@ void multiply_float_impl(const FloatPanels& panels, int64_t panel_begin, int64_t
   }
 }
 
+#if HWY_TARGET == HWY_SCALAR
+
+constexpr int64_t kBlock = 1;
+inline void transpose_block(const float* w, int64_t, float* out) { *out = *w; }
+
+#else
+
+constexpr int64_t kBlock = 4;
+
+// Four rows by four columns of w become four rows of a panel.
+inline void transpose_block(const float* w, int64_t row_stride, float* out) {
+  const hn::FixedTag<float, 4> d;
+  const hn::RepartitionToWide<decltype(d)> wide;
+  const auto r0 = hn::LoadU(d, w), r1 = hn::LoadU(d, w + row_stride);
+  const auto r2 = hn::LoadU(d, w + 2 * row_stride), r3 = hn::LoadU(d, w + 3 * row_stride);
+  const auto low01 = hn::BitCast(wide, hn::InterleaveLower(d, r0, r1));
+  const auto low23 = hn::BitCast(wide, hn::InterleaveLower(d, r2, r3));
+  const auto high01 = hn::BitCast(wide, hn::InterleaveUpper(d, r0, r1));
+  const auto high23 = hn::BitCast(wide, hn::InterleaveUpper(d, r2, r3));
+  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(wide, low01, low23)), d, out);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(wide, low01, low23)), d, out + kPanelRows);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveLower(wide, high01, high23)), d, out + 2 * kPanelRows);
+  hn::StoreU(hn::BitCast(d, hn::InterleaveUpper(wide, high01, high23)), d, out + 3 * kPanelRows);
+}
+
+#endif
+
+void pack_float_panel_impl(const float* w, int64_t row_stride, int64_t column_stride, int64_t rows,
+                           int64_t columns, float* out) {
+  const bool whole = rows == kPanelRows;
+  if (whole && row_stride == 1) {
+    for (int64_t k = 0; k < columns; ++k)
+      std::memcpy(out + k * kPanelRows, w + k * column_stride, kPanelRows * sizeof(float));
+    return;
+  }
+  int64_t k = 0;
+  if (whole && column_stride == 1)
+    for (; k + kBlock <= columns; k += kBlock)
+      for (int64_t lane = 0; lane < kPanelRows; lane += kBlock)
+        transpose_block(w + lane * row_stride + k, row_stride, out + k * kPanelRows + lane);
+  for (; k < columns; ++k)
+    for (int64_t lane = 0; lane < kPanelRows; ++lane)
+      out[k * kPanelRows + lane] = lane < rows ? w[lane * row_stride + k * column_stride] : 0.0f;
+}
+
 }  // namespace fovea::kernels::cpu::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
 
@@ -103,6 +151,7 @@ HWY_AFTER_NAMESPACE();
 namespace fovea::kernels::cpu {
 
 HWY_EXPORT(multiply_float_impl);
+HWY_EXPORT(pack_float_panel_impl);
 
 void multiply_float(const FloatPanels& panels, int64_t panel_begin, int64_t panel_end, const float* x,
                     int64_t x_stride, int64_t x_rows, const Output& y) {
@@ -112,12 +161,8 @@ void multiply_float(const FloatPanels& panels, int64_t panel_begin, int64_t pane
 void pack_float_panel(const float* w, int64_t row_stride, int64_t column_stride, int64_t rows,
                       int64_t columns, int64_t panel, float* out) {
   const int64_t first = panel * kPanelRows;
-  for (int64_t lane = 0; lane < kPanelRows; ++lane) {
-    const float* source = w + (first + lane) * row_stride;
-    const bool padding = first + lane >= rows;
-    for (int64_t k = 0; k < columns; ++k)
-      out[k * kPanelRows + lane] = padding ? 0.0f : source[k * column_stride];
-  }
+  HWY_DYNAMIC_DISPATCH(pack_float_panel_impl)
+  (w + first * row_stride, row_stride, column_stride, std::min(kPanelRows, rows - first), columns, out);
 }
 
 }  // namespace fovea::kernels::cpu

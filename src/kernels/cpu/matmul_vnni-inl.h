@@ -25,91 +25,125 @@ inline bool has_byte_dots() {
   return supported;
 }
 
-// One panel, kRows rows of x. The unpacked codes of a group stay in registers while all rows use them.
-template <int kBits, int kQuads, bool kHalf, int kRows>
+// kPanels panels (neighbours in memory) by kRows rows of x. The rows take turns within each quad of columns,
+// so that every chain of dots has kPanels * kRows - 1 independent instructions between its links.
+template <int kBits, int kQuads, bool kHalf, int kPanels, int kRows>
 FOVEA_BYTE_DOTS void byte_dot_tile(const uint8_t* panel, int64_t groups, const int8_t* codes, int64_t columns,
                                    const float* scale_x, const float* sum_x, float* y, int64_t y_stride,
-                                   __mmask16 lanes) {
+                                   __mmask16 last_lanes) {
   constexpr int64_t kCodeBytes = kPanelRows * kQuads * kBits / 2;
   constexpr int64_t kGroupBytes = kCodeBytes + kPanelRows * (kHalf ? 4 : 8);
+  constexpr int64_t kVectors = kCodeBytes / 64, kQuadsPerVector = kQuads / kVectors;
+  const int64_t panel_bytes = groups * kGroupBytes;
   const __m512i half_byte = _mm512_set1_epi8(0x0F);
-  __m512 sums[kRows];
-  for (int r = 0; r < kRows; ++r) sums[r] = _mm512_setzero_ps();
+  __m512 sums[kRows][kPanels];
+  for (auto& row : sums)
+    for (auto& sum : row) sum = _mm512_setzero_ps();
   for (int64_t g = 0; g < groups; ++g, panel += kGroupBytes, codes += 4 * kQuads) {
-    __m512i w[kQuads];
-    if constexpr (kBits == 4) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kQuads / 2; ++i) {
-        const __m512i both = _mm512_loadu_si512(panel + 64 * i);
-        w[2 * i] = _mm512_and_si512(both, half_byte);
-        w[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(both, 4), half_byte);
-      }
-    } else {
+    __m512i dots[kRows][kPanels];
+    for (auto& row : dots)
+      for (auto& dot : row) dot = _mm512_setzero_si512();
 #pragma GCC unroll 8
-      for (int i = 0; i < kQuads; ++i) w[i] = _mm512_loadu_si512(panel + 64 * i);
-    }
-    const uint8_t* at = panel + kCodeBytes;
-    __m512 scale, offset;
-    if constexpr (kHalf) {
-      scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
-      offset = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32)));
-    } else {
-      scale = _mm512_loadu_ps(at);
-      offset = _mm512_loadu_ps(at + 64);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      __m512i dot = _mm512_setzero_si512();
-#pragma GCC unroll 8
-      for (int i = 0; i < kQuads; ++i) {
-        int32_t quad;
-        std::memcpy(&quad, codes + r * columns + 4 * i, sizeof(quad));
-        dot = _mm512_dpbusd_epi32(dot, w[i], _mm512_set1_epi32(quad));
+    for (int64_t v = 0; v < kVectors; ++v) {
+      __m512i w[kPanels][kQuadsPerVector];
+#pragma GCC unroll 2
+      for (int p = 0; p < kPanels; ++p) {
+        const __m512i bytes = _mm512_loadu_si512(panel + p * panel_bytes + 64 * v);
+        if constexpr (kBits == 4) {
+          w[p][0] = _mm512_and_si512(bytes, half_byte);
+          w[p][1] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), half_byte);
+        } else {
+          w[p][0] = bytes;
+        }
       }
-      sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot),
-                                _mm512_mul_ps(scale, _mm512_set1_ps(scale_x[r * groups + g])), sums[r]);
-      sums[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(sum_x[r * groups + g]), sums[r]);
+#pragma GCC unroll 2
+      for (int64_t q = 0; q < kQuadsPerVector; ++q)
+#pragma GCC unroll 8
+        for (int64_t r = 0; r < kRows; ++r) {
+          int32_t four;
+          std::memcpy(&four, codes + r * columns + 4 * (v * kQuadsPerVector + q), sizeof(four));
+          const __m512i x = _mm512_set1_epi32(four);
+#pragma GCC unroll 2
+          for (int p = 0; p < kPanels; ++p) dots[r][p] = _mm512_dpbusd_epi32(dots[r][p], w[p][q], x);
+        }
+    }
+#pragma GCC unroll 2
+    for (int p = 0; p < kPanels; ++p) {
+      const uint8_t* at = panel + p * panel_bytes + kCodeBytes;
+      __m512 scale, offset;
+      if constexpr (kHalf) {
+        scale = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+        offset = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at + 32)));
+      } else {
+        scale = _mm512_loadu_ps(at);
+        offset = _mm512_loadu_ps(at + 64);
+      }
+#pragma GCC unroll 8
+      for (int64_t r = 0; r < kRows; ++r) {
+        const __m512 both_scales = _mm512_mul_ps(scale, _mm512_set1_ps(scale_x[r * groups + g]));
+        __m512& sum = sums[r][p];
+        sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dots[r][p]), both_scales, sum);
+        sum = _mm512_fmadd_ps(offset, _mm512_set1_ps(sum_x[r * groups + g]), sum);
+      }
     }
   }
-  for (int r = 0; r < kRows; ++r) _mm512_mask_storeu_ps(y + r * y_stride, lanes, sums[r]);
+  for (int64_t r = 0; r < kRows; ++r)
+    for (int p = 0; p < kPanels; ++p)
+      _mm512_mask_storeu_ps(y + r * y_stride + p * kPanelRows, p + 1 == kPanels ? last_lanes : 0xFFFF,
+                            sums[r][p]);
 }
 
-template <int kBits, int kQuads, bool kHalf>
+template <int kBits, int kQuads, bool kHalf, int kPanels>
 FOVEA_BYTE_DOTS void byte_dot_rows(const AffinePanels& panels, const uint8_t* panel, const QuantizedRows& x,
-                                   int64_t x_rows, float* y, int64_t y_stride, __mmask16 lanes) {
-  constexpr int kTile = 8;
+                                   int64_t x_rows, float* y, int64_t y_stride, __mmask16 last_lanes) {
+  constexpr int kTile = 4;
   const int64_t groups = panels.groups();
   int64_t row = 0;
   for (; row + kTile <= x_rows; row += kTile)
-    byte_dot_tile<kBits, kQuads, kHalf, kTile>(panel, groups, x.codes + row * x.columns, x.columns,
-                                               x.scale + row * groups, x.sum + row * groups,
-                                               y + row * y_stride, y_stride, lanes);
+    byte_dot_tile<kBits, kQuads, kHalf, kPanels, kTile>(panel, groups, x.codes + row * x.columns, x.columns,
+                                                        x.scale + row * groups, x.sum + row * groups,
+                                                        y + row * y_stride, y_stride, last_lanes);
   for (; row < x_rows; ++row)
-    byte_dot_tile<kBits, kQuads, kHalf, 1>(panel, groups, x.codes + row * x.columns, x.columns,
-                                           x.scale + row * groups, x.sum + row * groups, y + row * y_stride,
-                                           y_stride, lanes);
+    byte_dot_tile<kBits, kQuads, kHalf, kPanels, 1>(panel, groups, x.codes + row * x.columns, x.columns,
+                                                    x.scale + row * groups, x.sum + row * groups,
+                                                    y + row * y_stride, y_stride, last_lanes);
 }
 
-template <int kBits, int kQuads>
+template <int kBits, int kQuads, int kPanels>
 void byte_dot_scales(const AffinePanels& panels, const uint8_t* panel, const QuantizedRows& x, int64_t x_rows,
-                     float* y, int64_t y_stride, __mmask16 lanes) {
+                     float* y, int64_t y_stride, __mmask16 last_lanes) {
   if (panels.half_scales)
-    byte_dot_rows<kBits, kQuads, true>(panels, panel, x, x_rows, y, y_stride, lanes);
+    byte_dot_rows<kBits, kQuads, true, kPanels>(panels, panel, x, x_rows, y, y_stride, last_lanes);
   else
-    byte_dot_rows<kBits, kQuads, false>(panels, panel, x, x_rows, y, y_stride, lanes);
+    byte_dot_rows<kBits, kQuads, false, kPanels>(panels, panel, x, x_rows, y, y_stride, last_lanes);
 }
 
-/// One panel of y = x W^T, `columns` of its 16 rows stored.
-inline void byte_dot_panel(const AffinePanels& panels, const uint8_t* panel, const QuantizedRows& x,
-                           int64_t x_rows, float* y, int64_t y_stride, int64_t columns) {
-  const auto lanes = static_cast<__mmask16>((1u << columns) - 1);
+template <int kPanels>
+void byte_dot_format(const AffinePanels& panels, const uint8_t* panel, const QuantizedRows& x, int64_t x_rows,
+                     float* y, int64_t y_stride, __mmask16 last_lanes) {
   const bool wide = panels.group == 32;
   if (panels.bits == 4)
-    wide ? byte_dot_scales<4, 8>(panels, panel, x, x_rows, y, y_stride, lanes)
-         : byte_dot_scales<4, 4>(panels, panel, x, x_rows, y, y_stride, lanes);
+    wide ? byte_dot_scales<4, 8, kPanels>(panels, panel, x, x_rows, y, y_stride, last_lanes)
+         : byte_dot_scales<4, 4, kPanels>(panels, panel, x, x_rows, y, y_stride, last_lanes);
   else
-    wide ? byte_dot_scales<8, 8>(panels, panel, x, x_rows, y, y_stride, lanes)
-         : byte_dot_scales<8, 4>(panels, panel, x, x_rows, y, y_stride, lanes);
+    wide ? byte_dot_scales<8, 8, kPanels>(panels, panel, x, x_rows, y, y_stride, last_lanes)
+         : byte_dot_scales<8, 4, kPanels>(panels, panel, x, x_rows, y, y_stride, last_lanes);
+}
+
+/// Panels [panel_begin, panel_end) of y = x W^T.
+inline void byte_dot_panels(const AffinePanels& panels, int64_t panel_begin, int64_t panel_end,
+                            const QuantizedRows& x, int64_t x_rows, const Output& y) {
+  // A single row of x reads one stream of memory; more rows share what they load from two panels.
+  const int64_t step = x_rows == 1 ? 1 : 2;
+  for (int64_t p = panel_begin; p < panel_end; p += step) {
+    const uint8_t* panel = panels.data + p * panels.panel_bytes();
+    const int64_t count = HWY_MIN(step, panel_end - p);
+    const int64_t last = HWY_MIN(kPanelRows, y.columns - (p + count - 1) * kPanelRows);
+    const auto lanes = static_cast<__mmask16>((1u << last) - 1);
+    float* out = y.data + p * kPanelRows;
+    count == 2 ? byte_dot_format<2>(panels, panel, x, x_rows, out, y.stride, lanes)
+               : byte_dot_format<1>(panels, panel, x, x_rows, out, y.stride, lanes);
+  }
 }
 
 #define FOVEA_BFLOAT16_DOTS __attribute__((target(HWY_TARGET_STR ",avx512bf16")))
@@ -157,8 +191,8 @@ inline bool has_bfloat16_dots() { return false; }
 inline void bfloat16_dot_panel(const uint16_t*, int64_t, const uint16_t*, int64_t, float*, int64_t, int64_t) {
 }
 inline bool has_byte_dots() { return false; }
-inline void byte_dot_panel(const AffinePanels&, const uint8_t*, const QuantizedRows&, int64_t, float*,
-                           int64_t, int64_t) {}
+inline void byte_dot_panels(const AffinePanels&, int64_t, int64_t, const QuantizedRows&, int64_t,
+                            const Output&) {}
 
 #endif  // HWY_TARGET == HWY_AVX3
 
