@@ -183,7 +183,8 @@ void validate(const T& value, std::string_view owner) {
 /// Sets the fields named by `pairs` on top of `value` and validates the result.
 template <typename T>
 void apply(const Pairs& pairs, std::string_view owner, T& value) {
-  for (const auto& [key, text] : pairs) {
+  for (const auto& pair : pairs) {
+    const std::string &key = pair.first, &text = pair.second;  // clang 14 captures no structured bindings
     bool found = false;
     std::apply(
         [&](const auto&... field) {
