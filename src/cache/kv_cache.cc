@@ -60,7 +60,7 @@ class ComposedCache final : public KvCache {
     return over_classes(q, block, true, [&](Part& part, const Tensor& part_q, const NewRows& rows) {
       auto result = part.prefill(part_q, rows, attention);
       require(result.o.shape() == Shape({1, part_q.dim(1), part_q.dim(2), shape_.dim_v}),
-              "cache: the prefill attention returned o ", result.o.shape().to_string());
+              "cache: the prefill attention returned o ", result.o.shape());
       return result;
     });
   }
@@ -149,12 +149,13 @@ class ComposedCache final : public KvCache {
   void check_call(const Tensor& q, const KvBlock& block) const {
     const int64_t rows = q.rank() == 4 ? q.dim(2) : -1;
     const auto expect = [](const Tensor& x, const Shape& shape, const char* name) {
-      require(x.defined() && x.dtype() == DType::f32 && x.shape() == shape, "cache: ", name, " should be f32",
-              shape.to_string(), ", got ", x.defined() ? x.describe() : "nothing");
+      require(x.defined(), "cache: ", name, " should be f32", shape, ", got nothing");
+      require(x.dtype() == DType::f32 && x.shape() == shape, "cache: ", name, " should be f32", shape,
+              ", got ", x);
       require(shape[shape.rank() - 1] <= 1 || x.stride(-1) == 1, "cache: the last axis of ", name,
               " is not contiguous");
     };
-    require(rows >= 0, "cache: q should be [1,Hq,T,D], got ", q.shape().to_string());
+    require(rows >= 0, "cache: q should be [1,Hq,T,D], got ", q.shape());
     expect(q, {1, shape_.heads_q, rows, shape_.dim}, "q");
     expect(block.k, {shape_.heads_kv, rows, shape_.dim}, "k");
     expect(block.v, {shape_.heads_kv, rows, shape_.dim_v}, "v");

@@ -34,7 +34,7 @@ namespace detail {
 [[noreturn]] void assertion_failed(const char* condition, const char* file, int line);
 }  // namespace detail
 
-/// Throws Error(invalid_argument) with the parts (text, numbers, or what has `to_string()`) unless
+/// Throws Error(invalid_argument) with the parts (text, numbers, tensors, shapes) unless
 /// `condition` holds. The message is only built on failure.
 template <typename... Parts>
 void require(bool condition, const Parts&... parts) {
@@ -44,6 +44,8 @@ void require(bool condition, const Parts&... parts) {
   auto add = [&](const auto& part) {
     if constexpr (std::is_convertible_v<decltype(part), std::string_view>)
       message += std::string_view(part);
+    else if constexpr (requires { part.describe(); })
+      message += part.describe();
     else if constexpr (requires { part.to_string(); })
       message += part.to_string();
     else

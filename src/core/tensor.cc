@@ -98,7 +98,7 @@ int64_t Shape::count() const {
     if (value == 0) return 0;
     overflow = overflow || value < 0 || __builtin_mul_overflow(product, value, &product);
   }
-  require(!overflow, "shape ", to_string(), " has too many elements");
+  require(!overflow, "shape ", *this, " has too many elements");
   return product;
 }
 
@@ -114,10 +114,9 @@ Tensor Tensor::empty(const Shape& shape, DType dtype, Device device) {
   if (!device.is_cpu())
     throw Error("no memory can be allocated on " + device.name() + ": this build has no backend for it",
                 ErrorCode::unsupported);
-  for (int64_t size : shape) require(size >= 0, "shape ", shape.to_string(), " has a negative size");
+  for (int64_t size : shape) require(size >= 0, "shape ", shape, " has a negative size");
   int64_t bytes = 0;
-  require(!__builtin_mul_overflow(shape.count(), size_of(dtype), &bytes), "shape ", shape.to_string(),
-          " is too large");
+  require(!__builtin_mul_overflow(shape.count(), size_of(dtype), &bytes), "shape ", shape, " is too large");
   Tensor result;
   auto block = memory::allocate(bytes);
   result.data_ = block.get();

@@ -20,7 +20,7 @@ using model::Recipe;
 using model::Session;
 
 constexpr int64_t kQuestionTokens = 48;  // room for one question and its answer at the end of the context
-constexpr int64_t kAnswerTokens = 12;
+constexpr int64_t kAnswerTokens = 8;
 
 class Stopwatch {
  public:
@@ -115,7 +115,9 @@ FactAnswer ask(const Session& session, const PlantedFact& fact, double depth) {
     logits = fork.decode(std::span(&said.back(), 1));
   }
   FactAnswer answer{depth, fact.question, fact.answer, tokenizer.decode(said), false};
-  answer.correct = answer.answer.find(fact.answer) != std::string::npos;
+  const size_t word = answer.answer.find_first_not_of(" \n");
+  answer.correct =
+      word != std::string::npos && answer.answer.compare(word, fact.answer.size(), fact.answer) == 0;
   return answer;
 }
 

@@ -3,18 +3,29 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 
 #include "fovea/core/error.h"
-#include "fovea/core/rng.h"
 
 namespace fovea::inference {
 namespace {
 
-constexpr std::array<const char*, 12> kThings = {"the north store", "the ferry house",  "the old chapel",
-                                                 "the bell tower",  "the salt cellar",  "the boat shed",
-                                                 "the grain loft",  "the lamp room",    "the east gate",
-                                                 "the ice house",   "the school attic", "the harbour office"};
-constexpr uint64_t kNumberSeed = 20240607;
+struct Fact {
+  const char* thing;
+  const char* word;
+};
+constexpr std::array<Fact, 12> kFacts = {{{"the north store", "copper"},
+                                          {"the ferry house", "lantern"},
+                                          {"the old chapel", "walnut"},
+                                          {"the bell tower", "harvest"},
+                                          {"the salt cellar", "silver"},
+                                          {"the boat shed", "thunder"},
+                                          {"the grain loft", "velvet"},
+                                          {"the lamp room", "orchard"},
+                                          {"the east gate", "marble"},
+                                          {"the ice house", "falcon"},
+                                          {"the school attic", "ginger"},
+                                          {"the harbour office", "meadow"}}};
 
 // The first end of a sentence at or after `at`: the byte after its full stop and space.
 size_t sentence_end(const std::string& text, size_t at) {
@@ -25,16 +36,13 @@ size_t sentence_end(const std::string& text, size_t at) {
 }  // namespace
 
 std::vector<PlantedFact> planted_facts(int64_t count) {
-  require(count >= 0 && count <= static_cast<int64_t>(kThings.size()), "there are ", kThings.size(),
+  require(count >= 0 && count <= static_cast<int64_t>(kFacts.size()), "there are ", kFacts.size(),
           " facts to plant, not ", count);
-  Rng rng(kNumberSeed);
   std::vector<PlantedFact> facts;
-  for (int64_t i = 0; i < count; ++i) {
-    const std::string thing = kThings[static_cast<size_t>(i)],
-                      number = std::to_string(10000 + rng.next_below(90000));
-    facts.push_back({"The pass key of " + thing + " is " + number + ". Remember it: " + number +
-                         " is the pass key of " + thing + ". ",
-                     "\n\nThe pass key of " + thing + " is", number});
+  for (const auto& [thing, word] : std::span(kFacts).first(static_cast<size_t>(count))) {
+    const std::string statement = std::string("he secret word of ") + thing + " is ";
+    facts.push_back({"T" + statement + word + ". Remember: t" + statement + word + ". ",
+                     "\n\nThe secret word of " + std::string(thing) + " is", word});
   }
   return facts;
 }

@@ -16,7 +16,7 @@ struct PlantedFact {
   std::string answer;
 };
 
-/// Up to 12 facts, the same for every call: a named thing has a five-digit number.
+/// Up to 12 facts, the same for every call: a named place has a secret word.
 std::vector<PlantedFact> planted_facts(int64_t count);
 
 /// A text of exactly `tokens` tokens into which the facts are planted at even depths, at ends of sentences.

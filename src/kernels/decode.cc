@@ -16,19 +16,18 @@ void check_floats(const char* name, const Tensor& t, DType type) {
 }
 
 void check_shape(const char* name, const Tensor& t, const Shape& want, DType type) {
-  require(t.shape() == want && t.dtype() == type, "decode: ", name, " is ", t.describe(), ", expected ",
-          name_of(type), want.to_string());
+  require(t.shape() == want && t.dtype() == type, "decode: ", name, " is ", t, ", expected ", name_of(type),
+          want);
 }
 
 // Additive or boolean masks: [1|B,1|Hq,Tq,Tk] with Tk >= every length.
 DecodeArgs::Rows check_scores(const char* name, const Tensor& t, DType type, const Tensor& q,
                               int64_t longest) {
-  require(t.rank() == 4 && t.dtype() == type, "decode: ", name, " is ", t.describe(), ", expected ",
-          name_of(type), "[1|B,1|Hq,Tq,Tk]");
+  require(t.rank() == 4 && t.dtype() == type, "decode: ", name, " is ", t, ", expected ", name_of(type),
+          "[1|B,1|Hq,Tq,Tk]");
   require((t.dim(0) == 1 || t.dim(0) == q.dim(0)) && (t.dim(1) == 1 || t.dim(1) == q.dim(1)) &&
               t.dim(2) == q.dim(2) && t.dim(3) >= longest,
-          "decode: ", name, " is ", t.describe(), ", which does not cover q ", q.describe(), " and ", longest,
-          " keys");
+          "decode: ", name, " is ", t, ", which does not cover q ", q, " and ", longest, " keys");
   require(t.dim(3) <= 1 || t.stride(3) == 1, "decode: the last axis of ", name, " is not contiguous");
   return {t.dim(0) == 1 ? 0 : t.stride(0), t.dim(1) == 1 ? 0 : t.stride(1), t.stride(2)};
 }
@@ -53,7 +52,7 @@ AttentionResult decode(const Tensor& q, const PagedKv& kv, const Tensor& pages,
   check_floats("v", v, q.dtype());
   const int64_t batch = q.dim(0), heads = q.dim(1), rows = q.dim(2);
   require(k.dim(0) == v.dim(0) && k.dim(1) == v.dim(1) && k.dim(2) == v.dim(2) && k.dim(3) == q.dim(3),
-          "decode: q ", q.describe(), ", k ", k.describe(), " and v ", v.describe(), " do not fit together");
+          "decode: q ", q, ", k ", k, " and v ", v, " do not fit together");
   require(k.dim(1) > 0 ? heads % k.dim(1) == 0 : heads == 0, "decode: q has ", heads, " heads, k has ",
           k.dim(1), ": not a multiple");
   require(!params.k_len && !params.bias_q && !params.bias_k,
@@ -106,7 +105,7 @@ AttentionResult decode(const Tensor& q, const PagedKv& kv, const Tensor& pages,
   if (pages) {
     require(pages.rank() == 4 && pages.dtype() == DType::i32 && pages.dim(0) == batch &&
                 pages.dim(1) == heads && pages.dim(2) == rows,
-            "decode: pages is ", pages.describe(), ", expected i32[", batch, ",", heads, ",", rows, ",R]");
+            "decode: pages is ", pages, ", expected i32[", batch, ",", heads, ",", rows, ",R]");
     chosen = pages.contiguous();
     args.pages = chosen.data<int32_t>(), args.selected = chosen.dim(3);
     const int64_t limit = whole ? (k.dim(2) + page_size - 1) / page_size : table.dim(1);

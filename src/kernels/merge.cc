@@ -8,7 +8,7 @@ AttentionResult merge(std::span<const AttentionResult> parts) {
   require(!parts.empty(), "merge: there are no parts");
   const Tensor& first = parts[0].o;
   require(first.rank() == 4 && is_float(first.dtype()),
-          "merge: o of part 0 must be a float [B,Hq,Tq,Dv], got ", first.describe());
+          "merge: o of part 0 must be a float [B,Hq,Tq,Dv], got ", first);
   const Shape rows{first.dim(0), first.dim(1), first.dim(2)};
   cpu::MergeProblem problem{.parts = {},
                             .o = {},
@@ -21,9 +21,9 @@ AttentionResult merge(std::span<const AttentionResult> parts) {
   for (size_t n = 0; n < parts.size(); ++n) {
     const auto& [o, lse] = parts[n];
     require(o.defined() && o.shape() == first.shape() && o.dtype() == first.dtype(), "merge: o of part ", n,
-            " is ", o.describe(), ", that of part 0 ", first.describe());
+            " is ", o, ", that of part 0 ", first);
     require(lse.defined() && lse.dtype() == DType::f32 && lse.shape() == rows, "merge: lse of part ", n,
-            " must be f32", rows.to_string(), ", got ", lse.describe());
+            " must be f32", rows, ", got ", lse);
     held.push_back(lse.contiguous());
     problem.parts.push_back({view_of("merge", "o", o), held.back().data<float>()});
   }

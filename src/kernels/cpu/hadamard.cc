@@ -120,8 +120,7 @@ constexpr int64_t kFloatsPerTask = 16384;
 }  // namespace
 
 void hadamard_rows(const Tensor& x, int64_t n) {
-  require(x.rank() >= 1 && x.dtype() == DType::f32, "hadamard_rows: x is ", x.describe(),
-          ", expected f32 [...,N]");
+  require(x.rank() >= 1 && x.dtype() == DType::f32, "hadamard_rows: x is ", x, ", expected f32 [...,N]");
   const int64_t channels = x.dim(-1);
   require(n >= 1 && std::has_single_bit(static_cast<uint64_t>(n)) && channels % n == 0,
           "hadamard_rows: n = ", n, " is not a power of two that divides the ", channels, " channels of x");

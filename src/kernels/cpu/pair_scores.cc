@@ -179,7 +179,7 @@ Tensor scores_in_tiles(const Tensor& any_q, const Tensor& any_low, const Tensor&
 void check_pair(const Tensor& q, const Tensor& k, const char* kernel) {
   require(q.rank() == 4 && k.rank() == 4 && is_float(q.dtype()) && is_float(k.dtype()) &&
               q.dim(0) == k.dim(0) && q.dim(3) == k.dim(3) && k.dim(1) > 0 && q.dim(1) % k.dim(1) == 0,
-          kernel, ": q ", q.describe(), " and k ", k.describe(), " are not [B,Hq,M,D] and [B,Hkv,N,D]");
+          kernel, ": q ", q, " and k ", k, " are not [B,Hq,M,D] and [B,Hkv,N,D]");
 }
 
 }  // namespace
@@ -192,8 +192,7 @@ Tensor pair_scores(const Tensor& q, const Tensor& k, float scale) {
 Tensor bound_scores(const Tensor& q, const Bounds& bounds) {
   check_pair(q, bounds.low, "bound_scores");
   require(bounds.low.dtype() == bounds.high.dtype() && bounds.low.shape() == bounds.high.shape(),
-          "bound_scores: low ", bounds.low.describe(), " and high ", bounds.high.describe(),
-          " are not of one type and shape");
+          "bound_scores: low ", bounds.low, " and high ", bounds.high, " are not of one type and shape");
   return scores_in_tiles(q, bounds.low, bounds.high, 1.0f);
 }
 

@@ -37,7 +37,7 @@ HWY_EXPORT(gather_row);
 
 Tensor checked_order(const Tensor& order, int64_t channels) {
   require(order.rank() == 1 && order.dtype() == DType::i32 && order.dim(0) == channels, "an order of ",
-          channels, " channels must be i32[", channels, "], got ", order.describe());
+          channels, " channels must be i32[", channels, "], got ", order);
   const Tensor dense = order.contiguous();
   const auto* entry = dense.data<int32_t>();
   for (int64_t c = 0; c < channels; ++c)
@@ -55,8 +55,8 @@ Tensor gather_channels(const Tensor& x, const Tensor& order) {
 }
 
 void gather_channels(const Tensor& x, const Tensor& order, const Tensor& y) {
-  require(y.shape() == x.shape() && y.dtype() == DType::f32 && y.is_contiguous(), "gather_channels: y is ",
-          y.describe(), ", expected contiguous f32", x.shape());
+  require(y.shape() == x.shape() && y.dtype() == DType::f32 && y.is_contiguous(), "gather_channels: y is ", y,
+          ", expected contiguous f32", x.shape());
   const cpu::RowsView rows(x);
   const Tensor dense = checked_order(order, rows.length());
   cpu::parallel_rows(rows.count(), rows.length(), [&](int64_t begin, int64_t end, int) {

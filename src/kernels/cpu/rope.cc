@@ -53,9 +53,9 @@ Tensor rope_frequencies(int64_t rotated, double theta) {
 
 RopeTable rope_table(const Tensor& positions, const Tensor& frequencies, float magnitude) {
   require(positions.rank() == 1 && (positions.dtype() == DType::i64 || positions.dtype() == DType::i32),
-          "rope: positions are ", positions.describe(), ", expected i64[T] or i32[T]");
-  require(frequencies.rank() == 1 && frequencies.dtype() == DType::f32, "rope: frequencies are ",
-          frequencies.describe(), ", expected f32[R/2]");
+          "rope: positions are ", positions, ", expected i64[T] or i32[T]");
+  require(frequencies.rank() == 1 && frequencies.dtype() == DType::f32, "rope: frequencies are ", frequencies,
+          ", expected f32[R/2]");
   const int64_t tokens = positions.dim(0), pairs = frequencies.dim(0);
   const RopeTable table{Tensor::empty({tokens, pairs}), Tensor::empty({tokens, pairs})};
   float* const cosines = table.cos.data<float>();
@@ -76,13 +76,13 @@ RopeTable rope_table(const Tensor& positions, const Tensor& frequencies, float m
 }
 
 void apply_rope(const Tensor& x, const RopeTable& table) {
-  require(x.rank() == 4 && x.dtype() == DType::f32 && (x.dim(3) <= 1 || x.stride(3) == 1), "rope: x is ",
-          x.describe(), ", expected f32[B,H,T,D] with a contiguous last axis");
+  require(x.rank() == 4 && x.dtype() == DType::f32 && (x.dim(3) <= 1 || x.stride(3) == 1), "rope: x is ", x,
+          ", expected f32[B,H,T,D] with a contiguous last axis");
   const int64_t heads = x.dim(1), tokens = x.dim(2), pairs = table.cos.dim(-1);
   const Shape expected{tokens, pairs};
   require(table.cos.shape() == expected && table.sin.shape() == expected && table.cos.is_contiguous() &&
               table.sin.is_contiguous() && 2 * pairs <= x.dim(3),
-          "rope: a table of ", table.cos.describe(), " for x ", x.describe());
+          "rope: a table of ", table.cos, " for x ", x);
   float* const data = x.data<float>();
   const float* cosines = table.cos.data<float>();
   const float* sines = table.sin.data<float>();
