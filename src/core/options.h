@@ -184,13 +184,7 @@ void validate(const T& value, std::string_view owner) {
 template <typename T>
 void apply(const Pairs& pairs, std::string_view owner, T& value) {
   for (const auto& pair : pairs) {
-<<<<<<< HEAD
-    // Names of their own: a lambda may not capture structured bindings for every compiler we support.
-    const std::string& key = pair.first;
-    const std::string& text = pair.second;
-=======
     const std::string &key = pair.first, &text = pair.second;  // clang 14 captures no structured bindings
->>>>>>> cache
     bool found = false;
     std::apply(
         [&](const auto&... field) {
