@@ -66,12 +66,18 @@ struct Chunk {
 // processor's own prefetching.
 struct Ahead {
   const void* const* rows = nullptr;
-  int64_t count = 0, bytes = 0;  // rows, and bytes of each
+  int64_t count = 0;
+  int64_t first = 0, last = 0;  // bytes of each row
 
   void fetch(int64_t begin, int64_t end) const {
     for (int64_t j = begin; j < std::min(end, count); ++j)
-      for (int64_t line = 0; line < bytes; line += 64)
-        __builtin_prefetch(static_cast<const char*>(rows[j]) + line, 0, 2);
+      for (int64_t at = first; at < last; at += 64)
+        __builtin_prefetch(static_cast<const char*>(rows[j]) + at, 0, 2);
+  }
+  // Of each row, the lines that begin at the elements [from, to).
+  Ahead part(int64_t from, int64_t to, int64_t element_bytes) const {
+    const auto line = [&](int64_t element) { return (element * element_bytes + 63) / 64 * 64; };
+    return {rows, count, line(from), std::min(line(to), last)};
   }
 };
 
@@ -288,11 +294,14 @@ HWY_INLINE void add_columns(const void* const* v, int64_t count, const Ahead& ah
 template <int R, class T>
 void add_values(const void* const* v, int64_t count, const Ahead& ahead, const float* weights, int64_t width,
                 float* values) {
+  const int64_t bytes = static_cast<int64_t>(sizeof(T));
   int64_t column = 0;
   for (; column + kColumns * kLanes <= width; column += kColumns * kLanes)
-    add_columns<R, kColumns, T>(v, count, column == 0 ? ahead : Ahead(), weights, column, width, values);
+    add_columns<R, kColumns, T>(v, count, ahead.part(column, column + kColumns * kLanes, bytes), weights,
+                                column, width, values);
   for (; column < width; column += kLanes)
-    add_columns<R, 1, T>(v, count, column == 0 ? ahead : Ahead(), weights, column, width, values);
+    add_columns<R, 1, T>(v, count, ahead.part(column, column + kLanes, bytes), weights, column, width,
+                         values);
 }
 
 // Copies rows into f32, with zeros up to the padded width.
@@ -406,10 +415,10 @@ void attend_chunk(const Task& task, Scratch& scratch, Chunk& chunk, const Chunk&
 
   const int64_t whole = (chunk.count + 3) / 4 * 4;
   for (int64_t j = chunk.count; j < whole; ++j) chunk.k[j] = chunk.k[chunk.count - 1];
-  score_chunk<TK>(chunk.k, whole, {next.k, next.count, a.dim * size_of(a.type)}, scratch.q.data(), rows,
+  score_chunk<TK>(chunk.k, whole, {next.k, next.count, 0, a.dim * size_of(a.type)}, scratch.q.data(), rows,
                   width, scores);
 
-  Ahead ahead_v{next.v, next.count, a.dim_v * size_of(a.type)};
+  Ahead ahead_v{next.v, next.count, 0, a.dim_v * size_of(a.type)};
   const bool shared = all_visible(task, chunk);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t h = task.split.head * group + r / a.rows;
