@@ -8,16 +8,14 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <vector>
 
 #include "fovea/core/memory.h"
 #include "fovea/core/thread_pool.h"
-#include "fovea/kernels/decode_args.h"
+#include "kernels/cpu/decode_plan.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/decode.cc"
 #include "hwy/foreach_target.h"
-#include "hwy/highway.h"
 #include "kernels/cpu/tile-inl.h"
 
 #ifndef FOVEA_KERNELS_CPU_DECODE_ONCE
@@ -25,66 +23,34 @@
 namespace fovea::kernels {
 namespace {
 
-constexpr int64_t kChunk = 64;
-constexpr int64_t kSplit = 512;
-constexpr int64_t kMaxSplits = 64;
 // Padded widths are multiples of this many floats: the widest vector of any target.
 constexpr int64_t kPad = 16;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 constexpr int64_t padded(int64_t width) { return (width + kPad - 1) / kPad * kPad; }
 
-// Where the keys of one sequence lie that some row may see: [0,prefix) and [begin,length).
-struct Span {
-  int64_t prefix, begin, length;
-  int64_t count() const { return prefix + length - begin; }
-};
-
-// Pages that at least one row of a kv head selected, ascending, with a bit for each row that did.
-struct PageUnion {
-  int64_t words = 0;  // of 64 rows each
-  std::vector<int32_t> page;
-  std::vector<uint64_t> rows;  // [page.size(), words]
-};
-
-struct Split {
-  int64_t batch, head;  // kv head
-  int64_t begin, end;   // indices into the span's keys, or into the pages of the union
-};
-
-// The keys a task works on at a time.
-struct Chunk {
-  int64_t count = 0;
-  bool shared = true;  // every row selected every key
-  int32_t position[kChunk];
-  int32_t slot[kChunk];  // index into the page union
-  const void* k[kChunk];
-  const void* v[kChunk];
-};
-
 // Rows of the next chunk, fetched into the second-level cache while this one is worked on: pages defeat the
 // processor's own prefetching.
 struct Ahead {
   const void* const* rows = nullptr;
-  int64_t count = 0, bytes = 0;  // rows, and bytes of each
+  int64_t count = 0;
+  int64_t first = 0, last = 0;  // bytes of each row
 
   void fetch(int64_t begin, int64_t end) const {
     for (int64_t j = begin; j < std::min(end, count); ++j)
-      for (int64_t line = 0; line < bytes; line += 64)
-        __builtin_prefetch(static_cast<const char*>(rows[j]) + line, 0, 2);
+      for (int64_t at = first; at < last; at += 64)
+        __builtin_prefetch(static_cast<const char*>(rows[j]) + at, 0, 2);
   }
-};
-
-struct Task {
-  const DecodeArgs* args;
-  Split split;
-  Span span;
-  const PageUnion* selected;  // nullptr: all keys of the span
+  // Of each row, the lines that begin at the elements [from, to).
+  Ahead part(int64_t from, int64_t to, int64_t element_bytes) const {
+    const auto line = [&](int64_t element) { return (element * element_bytes + 63) / 64 * 64; };
+    return {rows, count, line(from), std::min(line(to), last)};
+  }
 };
 
 // Scratch of one worker.
 struct Scratch {
-  Chunk chunks[2];               // the one being worked on, and the next
+  cpu::DecodeChunk chunks[2];    // the one being worked on, and the next
   memory::Buffer<float> q;       // [rows, padded(dim)], scaled
   memory::Buffer<float> scores;  // [rows, kChunk]
   memory::Buffer<float> k, v;    // [kChunk, padded width]: keys and values as f32 where that pays
@@ -95,107 +61,6 @@ struct Partial {
   float *maximum, *sum, *values;
 };
 
-Span span_of(const DecodeArgs& a, int64_t b) {
-  const int64_t length = a.lengths[b];
-  if (a.window_left < 0) return {0, 0, length};
-  const int64_t begin = std::clamp<int64_t>(length - a.rows - a.window_left, 0, length);
-  return {std::min(a.prefix, begin), begin, length};
-}
-
-// Appends keys `position`, `position + 1`, ... that lie in one stretch of memory.
-void append_run(const DecodeArgs& a, const Split& s, int64_t position, int64_t run, Chunk& chunk) {
-  const int64_t bytes = size_of(a.type);
-  int64_t page = 0, first = position;
-  if (a.table != nullptr) {
-    page = a.table[s.batch * a.table_pages + position / a.page_size];
-    first = position % a.page_size;
-  }
-  auto start = [&](const void* base, const DecodeArgs::Keys& stride) {
-    return static_cast<const char*>(base) + bytes * (page * stride.page + s.batch * stride.batch +
-                                                     s.head * stride.head + first * stride.token);
-  };
-  const char* k = start(a.k, a.k_stride);
-  const char* v = start(a.v, a.v_stride);
-  for (int64_t j = 0; j < run; ++j) {
-    chunk.position[chunk.count + j] = static_cast<int32_t>(position + j);
-    chunk.k[chunk.count + j] = k + j * bytes * a.k_stride.token;
-    chunk.v[chunk.count + j] = v + j * bytes * a.v_stride.token;
-  }
-  chunk.count += run;
-}
-
-// Fills the chunk from key index `t` of the task on and returns the index that follows.
-int64_t gather_span(const Task& task, int64_t t, Chunk& chunk) {
-  const DecodeArgs& a = *task.args;
-  const Span& span = task.span;
-  while (chunk.count < kChunk && t < task.split.end) {
-    const bool in_prefix = t < span.prefix;
-    const int64_t position = in_prefix ? t : t - span.prefix + span.begin;
-    int64_t run = std::min(kChunk - chunk.count, (in_prefix ? span.prefix : task.split.end) - t);
-    run = std::min(run, task.split.end - t);
-    if (a.table != nullptr) run = std::min(run, a.page_size - position % a.page_size);
-    append_run(a, task.split, position, run, chunk);
-    t += run;
-  }
-  return t;
-}
-
-// The same for selected pages; `t` counts tokens of the union's pages.
-int64_t gather_pages(const Task& task, int64_t t, Chunk& chunk) {
-  const DecodeArgs& a = *task.args;
-  const PageUnion& selected = *task.selected;
-  const int64_t rows = a.heads_q / a.heads_kv * a.rows, end = task.split.end * a.page_size;
-  while (chunk.count < kChunk && t < end) {
-    const int64_t slot = t / a.page_size, offset = t % a.page_size;
-    const int64_t position = selected.page[static_cast<size_t>(slot)] * a.page_size + offset;
-    const int64_t rest = std::min(a.page_size - offset, task.span.length - position);
-    if (rest <= 0) {
-      t += a.page_size - offset;
-      continue;
-    }
-    const int64_t run = std::min(kChunk - chunk.count, rest);
-    std::fill_n(chunk.slot + chunk.count, run, static_cast<int32_t>(slot));
-    append_run(a, task.split, position, run, chunk);
-    for (int64_t w = 0; w < selected.words; ++w) {
-      const int64_t bits = std::min<int64_t>(64, rows - 64 * w);
-      const uint64_t all = bits == 64 ? ~uint64_t{0} : (uint64_t{1} << bits) - 1;
-      chunk.shared = chunk.shared && selected.rows[static_cast<size_t>(slot * selected.words + w)] == all;
-    }
-    t += run == rest ? a.page_size - offset : run;
-  }
-  return t;
-}
-
-// Which keys of the chunk row `row` of head h sees, as 0 or 1.
-void row_visibility(const Task& task, const Chunk& chunk, int64_t h, int64_t row, uint8_t* visible) {
-  const DecodeArgs& a = *task.args;
-  const int64_t at = task.span.length - a.rows + row;
-  for (int64_t j = 0; j < chunk.count; ++j) {
-    const int64_t p = chunk.position[j];
-    visible[j] = p <= at && (a.window_left < 0 || p >= at - a.window_left || p < a.prefix);
-  }
-  if (task.selected != nullptr) {
-    const int64_t bit = h % (a.heads_q / a.heads_kv) * a.rows + row;
-    const uint64_t* rows = task.selected->rows.data() + bit / 64;
-    for (int64_t j = 0; j < chunk.count; ++j)
-      visible[j] &= static_cast<uint8_t>((rows[chunk.slot[j] * task.selected->words] >> (bit % 64)) & 1);
-  }
-  if (a.mask != nullptr) {
-    const uint8_t* mask =
-        a.mask + task.split.batch * a.mask_stride.batch + h * a.mask_stride.head + row * a.mask_stride.row;
-    for (int64_t j = 0; j < chunk.count; ++j) visible[j] &= mask[chunk.position[j]] != 0;
-  }
-}
-
-// Does every row see every key of the chunk?
-bool all_visible(const Task& task, const Chunk& chunk) {
-  const DecodeArgs& a = *task.args;
-  if (!chunk.shared || a.mask != nullptr) return false;
-  const int64_t first = chunk.position[0], last = chunk.position[chunk.count - 1];
-  const int64_t at = task.span.length - a.rows;
-  return last <= at && (a.window_left < 0 || first >= at + a.rows - 1 - a.window_left || last < a.prefix);
-}
-
 }  // namespace
 }  // namespace fovea::kernels
 #endif
@@ -205,6 +70,12 @@ namespace fovea::kernels {
 namespace HWY_NAMESPACE {
 namespace {
 
+using cpu::all_visible;
+using cpu::DecodeChunk;
+using cpu::DecodeTask;
+using cpu::kChunk;
+using cpu::kMaxSplits;
+
 // Rows of queries that share each loaded key or value vector: as many as the registers hold.
 #if HWY_TARGET <= HWY_AVX3
 constexpr int kRows = 4;
@@ -212,28 +83,6 @@ constexpr int kRows = 4;
 constexpr int kRows = 2;
 #endif
 constexpr int kColumns = 4;  // vectors of a value row whose sums are held in registers
-
-// The sum of the 128-bit blocks of v, four floats.
-template <class D>
-HWY_INLINE void store_block_sum(D d, hn::Vec<D> v, float* out) {
-  if constexpr (hn::MaxLanes(D()) <= 4) {
-    hn::StoreU(v, d, out);
-  } else {
-    const hn::Half<D> half;
-    store_block_sum(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), out);
-  }
-}
-
-// out[0..4) = the sums of the lanes of a, b, c, e.
-HWY_INLINE void store_sums(Floats d, FloatVector a, FloatVector b, FloatVector c, FloatVector e, float* out) {
-  const hn::RepartitionToWide<hn::RebindToUnsigned<Floats>> du64;
-  const auto ab = hn::BitCast(du64, hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b)));
-  const auto ce = hn::BitCast(du64, hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e)));
-  store_block_sum(d,
-                  hn::Add(hn::BitCast(d, hn::InterleaveLower(du64, ab, ce)),
-                          hn::BitCast(d, hn::InterleaveUpper(du64, ab, ce))),
-                  out);
-}
 
 // scores[r][j] = q[r] . k[j] for R rows; `count` is rounded up to 4 keys, whose pointers must be valid.
 template <int R, class T>
@@ -246,20 +95,20 @@ void score_rows(const void* const* k, int64_t count, const Ahead& ahead, const f
     const T* HWY_RESTRICT k1 = static_cast<const T*>(k[j + 1]);
     const T* HWY_RESTRICT k2 = static_cast<const T*>(k[j + 2]);
     const T* HWY_RESTRICT k3 = static_cast<const T*>(k[j + 3]);
-    FloatVector s0[R], s1[R], s2[R], s3[R];
-    for (int r = 0; r < R; ++r) s0[r] = s1[r] = s2[r] = s3[r] = hn::Zero(d);
+    FloatVector sum[R][4];
+    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = sum[r][2] = sum[r][3] = hn::Zero(d);
     for (int64_t c = 0; c < width; c += kLanes) {
-      const auto x0 = load_floats(k0 + c), x1 = load_floats(k1 + c), x2 = load_floats(k2 + c),
-                 x3 = load_floats(k3 + c);
+      const auto x0 = load_floats(k0 + c), x1 = load_floats(k1 + c);
+      const auto x2 = load_floats(k2 + c), x3 = load_floats(k3 + c);
       for (int r = 0; r < R; ++r) {
         const auto y = hn::LoadU(d, q + r * width + c);
-        s0[r] = hn::MulAdd(y, x0, s0[r]);
-        s1[r] = hn::MulAdd(y, x1, s1[r]);
-        s2[r] = hn::MulAdd(y, x2, s2[r]);
-        s3[r] = hn::MulAdd(y, x3, s3[r]);
+        sum[r][0] = hn::MulAdd(y, x0, sum[r][0]);
+        sum[r][1] = hn::MulAdd(y, x1, sum[r][1]);
+        sum[r][2] = hn::MulAdd(y, x2, sum[r][2]);
+        sum[r][3] = hn::MulAdd(y, x3, sum[r][3]);
       }
     }
-    for (int r = 0; r < R; ++r) store_sums(d, s0[r], s1[r], s2[r], s3[r], scores + r * kChunk + j);
+    for (int r = 0; r < R; ++r) sum_four(sum[r], scores + r * kChunk + j);
   }
 }
 
@@ -288,11 +137,14 @@ HWY_INLINE void add_columns(const void* const* v, int64_t count, const Ahead& ah
 template <int R, class T>
 void add_values(const void* const* v, int64_t count, const Ahead& ahead, const float* weights, int64_t width,
                 float* values) {
+  const int64_t bytes = static_cast<int64_t>(sizeof(T));
   int64_t column = 0;
   for (; column + kColumns * kLanes <= width; column += kColumns * kLanes)
-    add_columns<R, kColumns, T>(v, count, column == 0 ? ahead : Ahead(), weights, column, width, values);
+    add_columns<R, kColumns, T>(v, count, ahead.part(column, column + kColumns * kLanes, bytes), weights,
+                                column, width, values);
   for (; column < width; column += kLanes)
-    add_columns<R, 1, T>(v, count, column == 0 ? ahead : Ahead(), weights, column, width, values);
+    add_columns<R, 1, T>(v, count, ahead.part(column, column + kLanes, bytes), weights, column, width,
+                         values);
 }
 
 // Copies rows into f32, with zeros up to the padded width.
@@ -305,7 +157,7 @@ void widen(const void** rows, int64_t count, int64_t width, float* out) {
 }
 
 // s <- softcap tanh((s + bias - slope |p - j|) / softcap) for the keys of the chunk.
-void adjust_scores(const Task& task, const Chunk& chunk, int64_t h, int64_t row, float* s) {
+void adjust_scores(const DecodeTask& task, const DecodeChunk& chunk, int64_t h, int64_t row, float* s) {
   const DecodeArgs& a = *task.args;
   const Floats d;
   if (a.bias != nullptr) {
@@ -398,7 +250,8 @@ void value_chunk(const void* const* v, int64_t count, const Ahead& ahead, const 
 
 // One chunk whose keys and values are rows of type TK and TV.
 template <class TK, class TV>
-void attend_chunk(const Task& task, Scratch& scratch, Chunk& chunk, const Chunk& next, const Partial& out) {
+void attend_chunk(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, const DecodeChunk& next,
+                  const Partial& out) {
   const DecodeArgs& a = *task.args;
   const int64_t group = a.heads_q / a.heads_kv, rows = group * a.rows;
   const int64_t width = padded(a.dim), width_v = padded(a.dim_v);
@@ -406,10 +259,10 @@ void attend_chunk(const Task& task, Scratch& scratch, Chunk& chunk, const Chunk&
 
   const int64_t whole = (chunk.count + 3) / 4 * 4;
   for (int64_t j = chunk.count; j < whole; ++j) chunk.k[j] = chunk.k[chunk.count - 1];
-  score_chunk<TK>(chunk.k, whole, {next.k, next.count, a.dim * size_of(a.type)}, scratch.q.data(), rows,
+  score_chunk<TK>(chunk.k, whole, {next.k, next.count, 0, a.dim * size_of(a.type)}, scratch.q.data(), rows,
                   width, scores);
 
-  Ahead ahead_v{next.v, next.count, a.dim_v * size_of(a.type)};
+  Ahead ahead_v{next.v, next.count, 0, a.dim_v * size_of(a.type)};
   const bool shared = all_visible(task, chunk);
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t h = task.split.head * group + r / a.rows;
@@ -424,7 +277,7 @@ void attend_chunk(const Task& task, Scratch& scratch, Chunk& chunk, const Chunk&
     uint8_t visible[kChunk];
     const void* v[kChunk];
     int64_t count = 0;
-    row_visibility(task, chunk, h, r % a.rows, visible);
+    cpu::row_visibility(task, chunk, h, r % a.rows, visible);
     for (int64_t j = 0; j < chunk.count; ++j) {
       s[count] = s[j];
       v[count] = chunk.v[j];
@@ -439,7 +292,7 @@ void attend_chunk(const Task& task, Scratch& scratch, Chunk& chunk, const Chunk&
 }
 
 template <class T>
-void load_queries(const Task& task, float* out) {
+void load_queries(const DecodeTask& task, float* out) {
   const DecodeArgs& a = *task.args;
   const int64_t group = a.heads_q / a.heads_kv, width = padded(a.dim);
   for (int64_t r = 0; r < group * a.rows; ++r) {
@@ -451,7 +304,7 @@ void load_queries(const Task& task, float* out) {
 }
 
 template <class T>
-void attend_split_of(const Task& task, Scratch& scratch, const Partial& out) {
+void attend_split_of(const DecodeTask& task, Scratch& scratch, const Partial& out) {
   const DecodeArgs& a = *task.args;
   const int64_t rows = a.heads_q / a.heads_kv * a.rows;
   const int64_t width = padded(a.dim), width_v = padded(a.dim_v);
@@ -469,14 +322,14 @@ void attend_split_of(const Task& task, Scratch& scratch, const Partial& out) {
   std::fill_n(out.values, rows * width_v, 0.0f);
 
   int64_t t = task.split.begin * (task.selected ? a.page_size : 1);
-  auto gather = [&](Chunk& chunk) {
+  auto gather = [&](DecodeChunk& chunk) {
     chunk.count = 0;
     chunk.shared = true;
-    t = task.selected ? gather_pages(task, t, chunk) : gather_span(task, t, chunk);
+    t = cpu::gather(task, t, chunk);
   };
   gather(scratch.chunks[0]);
   for (int turn = 0;; turn ^= 1) {
-    Chunk &chunk = scratch.chunks[turn], &next = scratch.chunks[turn ^ 1];
+    DecodeChunk &chunk = scratch.chunks[turn], &next = scratch.chunks[turn ^ 1];
     if (chunk.count == 0) break;
     gather(next);
     if (widen_k) widen<T>(chunk.k, chunk.count, a.dim, scratch.k.data());
@@ -522,7 +375,7 @@ void merge_row_of(const float* maximum, const float* sum, const float* values, i
   }
 }
 
-void attend_split(const Task& task, Scratch& scratch, const Partial& out) {
+void attend_split(const DecodeTask& task, Scratch& scratch, const Partial& out) {
   switch (task.args->type) {
     case DType::f16:
       return attend_split_of<Half>(task, scratch, out);
@@ -557,90 +410,32 @@ namespace {
 HWY_EXPORT(attend_split);
 HWY_EXPORT(merge_row);
 
-// Lists what the rows of kv head `head` selected. `rows_of_page` is scratch.
-void unite_pages(const DecodeArgs& a, int64_t b, int64_t head, std::vector<uint64_t>& rows_of_page,
-                 PageUnion& out) {
-  const int64_t rows = a.heads_q / a.heads_kv * a.rows;
-  const int64_t pages = (a.lengths[b] + a.page_size - 1) / a.page_size;
-  out.words = (rows + 63) / 64;
-  out.page.clear();
-  out.rows.clear();
-  rows_of_page.assign(static_cast<size_t>(pages * out.words), 0);
-  const int32_t* chosen = a.pages + (b * a.heads_q * a.rows + head * rows) * a.selected;
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t i = 0; i < a.selected; ++i) {
-      const int64_t page = chosen[r * a.selected + i];
-      if (page >= 0 && page < pages)
-        rows_of_page[static_cast<size_t>(page * out.words + r / 64)] |= uint64_t{1} << (r % 64);
-    }
-  for (int64_t page = 0; page < pages; ++page) {
-    const auto first = rows_of_page.begin() + page * out.words;
-    if (std::all_of(first, first + out.words, [](uint64_t word) { return word == 0; })) continue;
-    out.page.push_back(static_cast<int32_t>(page));
-    out.rows.insert(out.rows.end(), first, first + out.words);
-  }
-}
-
-// Units (keys or pages) of a split of `count` units of `tokens` tokens each: kSplit tokens or more, and no
-// more than kMaxSplits splits.
-int64_t units_of_split(int64_t count, int64_t tokens) {
-  const int64_t least = std::max<int64_t>(1, kSplit / tokens);
-  return least * std::max<int64_t>(1, (count + least * kMaxSplits - 1) / (least * kMaxSplits));
-}
-
-// What the calling thread keeps from step to step.
-struct Plan {
-  std::vector<PageUnion> unions;  // [batch, heads_kv]
-  std::vector<uint64_t> rows_of_page;
-  std::vector<Split> splits;         // in the order of batch, kv head, begin
-  std::vector<int64_t> first_split;  // [batch * heads_kv + 1]
-  memory::Buffer<float> partials;
-};
-
-void make_plan(const DecodeArgs& a, Plan& plan) {
-  plan.splits.clear();
-  plan.first_split.assign(1, 0);
-  if (a.pages != nullptr) plan.unions.resize(static_cast<size_t>(a.batch * a.heads_kv));
-  for (int64_t b = 0; b < a.batch; ++b)
-    for (int64_t head = 0; head < a.heads_kv; ++head) {
-      int64_t count = span_of(a, b).count(), tokens = 1;
-      if (a.pages != nullptr) {
-        PageUnion& selected = plan.unions[static_cast<size_t>(b * a.heads_kv + head)];
-        unite_pages(a, b, head, plan.rows_of_page, selected);
-        count = static_cast<int64_t>(selected.page.size());
-        tokens = a.page_size;
-      }
-      const int64_t step = units_of_split(count, tokens);
-      for (int64_t begin = 0; begin < count; begin += step)
-        plan.splits.push_back({b, head, begin, std::min(begin + step, count)});
-      plan.first_split.push_back(static_cast<int64_t>(plan.splits.size()));
-    }
-}
-
 }  // namespace
 
 void cpu::decode(const DecodeArgs& a) {
   if (a.batch * a.heads_q * a.rows == 0) return;
-  thread_local Plan plan_of_thread;
-  Plan& plan = plan_of_thread;
-  make_plan(a, plan);
+  thread_local cpu::DecodePlan plan_of_thread;
+  thread_local memory::Buffer<float> partials_of_thread;
+  cpu::DecodePlan& plan = plan_of_thread;
+  memory::Buffer<float>& partials = partials_of_thread;
+  cpu::make_plan(a, plan);
   const int64_t group = a.heads_q / a.heads_kv, rows = group * a.rows, width = padded(a.dim_v);
   const int64_t step = rows * (width + 2);
-  plan.partials.reserve(static_cast<int64_t>(plan.splits.size()) * step);
+  partials.reserve(static_cast<int64_t>(plan.splits.size()) * step);
 
   parallel_for(static_cast<int64_t>(plan.splits.size()), [&](int64_t i, int) {
     thread_local Scratch scratch;
-    const Split& split = plan.splits[static_cast<size_t>(i)];
-    const Task task{
-        &a, split, span_of(a, split.batch),
+    const cpu::DecodeSplit& split = plan.splits[static_cast<size_t>(i)];
+    const cpu::DecodeTask task{
+        &a, split, cpu::span_of(a, split.batch),
         a.pages ? &plan.unions[static_cast<size_t>(split.batch * a.heads_kv + split.head)] : nullptr};
-    float* partial = plan.partials.data() + i * step;
+    float* partial = partials.data() + i * step;
     HWY_DYNAMIC_DISPATCH(attend_split)(task, scratch, {partial, partial + rows, partial + 2 * rows});
   });
   parallel_for(a.batch * a.heads_kv, [&](int64_t i, int) {
     const int64_t first = plan.first_split[static_cast<size_t>(i)];
     const int64_t splits = plan.first_split[static_cast<size_t>(i + 1)] - first;
-    const float* partial = plan.partials.data() + first * step;
+    const float* partial = partials.data() + first * step;
     for (int64_t r = 0; r < rows; ++r) {
       const float sink = a.sink ? a.sink[i % a.heads_kv * group + r / a.rows] : -kInfinity;
       HWY_DYNAMIC_DISPATCH(merge_row)

@@ -60,29 +60,6 @@ HWY_INLINE void pack_keys(const AttentionArgs& a, int64_t b, int64_t head, const
   }
 }
 
-/// The sums of four vectors, in the order given.
-HWY_INLINE void sum_four(const FloatVector (&v)[4], float* to) {
-#if HWY_TARGET == HWY_SCALAR
-  for (int i = 0; i < 4; ++i) to[i] = hn::GetLane(v[i]);
-#else
-  // Interleaved halves are added twice; every 128-bit block then holds its share of the four sums.
-  const Floats d;
-  const hn::RepartitionToWide<Floats> wide;
-  const auto first =
-      hn::BitCast(wide, hn::Add(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1])));
-  const auto second =
-      hn::BitCast(wide, hn::Add(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3])));
-  const auto blocks = hn::Add(hn::BitCast(d, hn::InterleaveLower(wide, first, second)),
-                              hn::BitCast(d, hn::InterleaveUpper(wide, first, second)));
-  HWY_ALIGN float shares[kLanes];
-  hn::Store(blocks, d, shares);
-  const hn::Full128<float> block;
-  auto sum = hn::Load(block, shares);
-  for (int64_t i = 4; i < kLanes; i += 4) sum = hn::Add(sum, hn::Load(block, shares + i));
-  hn::StoreU(sum, block, to);
-#endif
-}
-
 /// scores[r * stride + c] = q_r . k_c for a few packed query rows, without packing the keys. Writes up to
 /// three columns past the last key; `stage` holds four rows.
 HWY_INLINE void score_rows(const AttentionArgs& a, int64_t b, int64_t head, const KeyTile& tile,

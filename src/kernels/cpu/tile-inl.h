@@ -140,6 +140,40 @@ HWY_INLINE void store_row(const float* from, int64_t count, float factor, void* 
     store_row(from, count, factor, static_cast<BFloat16*>(to));
 }
 
+// ---- sums of lanes ----
+
+#if HWY_TARGET != HWY_SCALAR
+/// to[0..4) = the sum of the 128-bit blocks of v.
+template <class D>
+HWY_INLINE void sum_blocks(D d, hn::Vec<D> v, float* to) {
+  if constexpr (hn::MaxLanes(D()) <= 4) {
+    hn::StoreU(v, d, to);
+  } else {
+    const hn::Half<D> half;
+    sum_blocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
+  }
+}
+#endif
+
+/// The sums of four vectors, in the order given.
+HWY_INLINE void sum_four(const FloatVector (&v)[4], float* to) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int i = 0; i < 4; ++i) to[i] = hn::GetLane(v[i]);
+#else
+  // Interleaved halves are added twice; every 128-bit block then holds its share of the four sums.
+  const Floats d;
+  const hn::RepartitionToWide<Floats> wide;
+  const auto first =
+      hn::BitCast(wide, hn::Add(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1])));
+  const auto second =
+      hn::BitCast(wide, hn::Add(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3])));
+  sum_blocks(d,
+             hn::Add(hn::BitCast(d, hn::InterleaveLower(wide, first, second)),
+                     hn::BitCast(d, hn::InterleaveUpper(wide, first, second))),
+             to);
+#endif
+}
+
 // ---- packing ----
 
 /// kLanes rows of `depth` values become `depth` vectors, one every `stride` floats: to[c * stride + r] =
