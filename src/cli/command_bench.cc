@@ -195,7 +195,8 @@ std::string rows_table(const std::vector<Row>& rows) {
                row.bound.limit == "compute" ? print_quantity(cost.flops.value_or(0) / row.seconds, "FLOP/s")
                                             : print_quantity(cost.bytes / row.seconds, "B/s"),
                row.bound.limit, print_fixed(100 * row.bound.seconds / row.seconds, 1) + " %",
-               or_dash(row.ratio_to_exact, 2, "x"), or_dash(cost.density, 3), error});
+               or_dash(row.ratio_to_exact, 2, "x"), or_dash(cost.density, 3), error,
+               print_quantity(static_cast<double>(row.scratch_bytes), "B")});
   }
   return table.to_string(terminal_width());
 }
