@@ -41,7 +41,7 @@ void Int8Storage::Side::read(int64_t head, int64_t slot, int64_t count, const Te
   for (int64_t i = 0; i < count; ++i) {
     const auto* scale = scales.row<float>(head, slot + i);
     kernels::dequantize_affine_row(codes.row<uint8_t>(head, slot + i), scale, scale + 1, width, 8, width,
-                                   out + i * x.stride(1));
+                                   out + i * width);
   }
 }
 

@@ -6,6 +6,7 @@
 #include <numeric>
 
 #include "fovea/kernels/hadamard.h"
+#include "fovea/kernels/permute.h"
 #include "fovea/kernels/quantize.h"
 #include "fovea/kernels/rope.h"
 
@@ -41,6 +42,11 @@ RotateKvOptions key_options(const RotateKvStorageOptions& options, int64_t heads
 // f16 holds integers up to 2048 exactly. A zero beyond that says that the group's spread is below f16
 // resolution of its values: it is stored as a constant (codes 0, zero -1).
 constexpr float kLargestZero = 2048;
+
+// Tokens that go through all steps of reading together, within the first-level cache.
+constexpr int64_t kTokensPerRun = 8;
+
+constexpr int32_t kRopeBlock = 64;
 
 }  // namespace
 
@@ -78,9 +84,8 @@ void RotateKvStorage::Side::write(const Tensor& x, const Tensor& perm, int64_t s
   }
 }
 
-Tensor RotateKvStorage::Side::read(int64_t slot, int64_t count, int64_t channels) const {
-  const int64_t groups = channels / options.group_size;
-  Tensor z = Tensor::empty({1, count, channels});
+void RotateKvStorage::Side::read(int64_t slot, int64_t count, const Tensor& z) const {
+  const int64_t channels = z.dim(1), groups = channels / options.group_size;
   std::vector<float> scale(static_cast<size_t>(2 * groups));
   for (int64_t i = 0; i < count; ++i) {
     const Half* from = scales.row<Half>(0, slot + i);
@@ -89,7 +94,6 @@ Tensor RotateKvStorage::Side::read(int64_t slot, int64_t count, int64_t channels
                                    channels, options.bits, options.group_size,
                                    z.data<float>() + i * channels);
   }
-  return z;
 }
 
 RotateKvStorage::RotateKvStorage(const RotateKvStorageOptions& options, int64_t heads,
@@ -101,7 +105,17 @@ RotateKvStorage::RotateKvStorage(const RotateKvStorageOptions& options, int64_t 
       k_(key_options(options, heads, shape), heads * shape.dim),
       v_(row_options(options, heads, shape.dim_v, 1), heads * shape.dim_v),
       positions_(1, size_of(DType::i32)),
-      sink_rows_(1, heads * (shape.dim + shape.dim_v) * size_of(DType::f16)) {}
+      sink_rows_(1, heads * (shape.dim + shape.dim_v) * size_of(DType::f16)) {
+  if (!frequencies_.defined()) return;
+  Tensor positions = Tensor::empty({kRopeBlock}, DType::i32);
+  std::iota(positions.data<int32_t>(), positions.data<int32_t>() + kRopeBlock, 0);
+  offsets_ = kernels::rope_table(positions, frequencies_);
+}
+
+void RotateKvStorage::set_order(const Tensor& perm) {
+  perm_ = perm;
+  inverse_ = perm.defined() ? kernels::inverse_permutation(perm) : Tensor();
+}
 
 int64_t RotateKvStorage::token_bytes() const {
   return k_.codes.row_bytes() + k_.scales.row_bytes() + v_.codes.row_bytes() + v_.scales.row_bytes() +
@@ -123,7 +137,7 @@ void RotateKvStorage::observe(const NewRows& rows) {
       sample.select(2, static_cast<int64_t>(i))
           .copy_from(rows.k_unrotated.unsqueeze(0).select(2, ordinary[i]));
   }
-  perm_ = rotatekv_calibrate(sample, k_.options.head_group);
+  set_order(rotatekv_calibrate(sample, k_.options.head_group));
 }
 
 // The sinks of a prompt are the tokens of its pivots_wanted_ largest hidden entries. Chunks come one by one:
@@ -188,34 +202,65 @@ void RotateKvStorage::truncate(int64_t slots, int64_t length) {
   drop_sinks(slots, this->slots());
   for (auto* rows : {&k_.codes, &k_.scales, &v_.codes, &v_.scales, &positions_}) rows->resize(slots);
   std::erase_if(pivots_, [&](const Pivot& pivot) { return pivot.position >= length; });
-  if (slots == 0) perm_ = {};
+  if (slots == 0) set_order({});
 }
 
 void RotateKvStorage::decode_tile(int64_t, int64_t slot, int64_t count, const Tensor& k,
                                   const Tensor& v) const {
-  const Tensor x = unrotate_rows(k_.read(slot, count, heads_ * dim_), perm_, k_.options.head_group, heads_);
-  const auto with_sinks = [&](const auto& body) {
-    for (size_t i = 0; i < sink_slots_.size(); ++i)
-      if (sink_slots_[i] >= slot && sink_slots_[i] < slot + count) body(sink_row(i), sink_slots_[i] - slot);
-  };
-  const auto put = [](const Half* from, int64_t width, float* to) {
-    std::transform(from, from + width, to, [](Half h) { return to_float(h); });
-  };
-  with_sinks([&](const Half* row, int64_t i) {
-    for (int64_t h = 0; h < heads_; ++h) put(row + h * dim_, dim_, &x.at<float>(0, h, i, 0));
-  });
-  if (frequencies_.defined()) {
-    const Tensor positions = Tensor::wrap(positions_.row<int32_t>(0, slot), {count}, DType::i32);
-    kernels::apply_rope(x, kernels::rope_table(positions, frequencies_, magnitude_));
+  const Tensor z = Tensor::empty({std::min(count, kTokensPerRun), heads_ * dim_});
+  for (int64_t first = 0; first < count; first += kTokensPerRun) {
+    const int64_t run = std::min(kTokensPerRun, count - first);
+    const Tensor keys = k.slice(0, first, first + run), y = keys.reshape({run, heads_ * dim_});
+    if (inverse_.defined()) {
+      k_.read(slot + first, run, z);
+      kernels::gather_channels(z.slice(0, 0, run), inverse_, y);
+    } else {
+      k_.read(slot + first, run, y);
+    }
+    kernels::hadamard_rows(y, k_.options.head_group * dim_);
+    put_sinks(slot + first, y, 0);
+    if (frequencies_.defined()) apply_rope(slot + first, keys);
+    if (!v.defined()) continue;
+    const Tensor values = v.slice(0, first, first + run).reshape({run, heads_ * dim_v_});
+    v_.read(slot + first, run, values);
+    put_sinks(slot + first, values, heads_ * dim_);
   }
-  k.copy_from(x.select(0, 0));
-  if (!v.defined()) return;
+}
 
-  const Tensor z = v_.read(slot, count, heads_ * dim_v_);  // identity order: head by head
-  v.copy_from(z.select(0, 0).reshape({count, heads_, dim_v_}).transpose(0, 1));
-  with_sinks([&](const Half* row, int64_t i) {
-    for (int64_t h = 0; h < heads_; ++h) put(row + heads_ * dim_ + h * dim_v_, dim_v_, &v.at<float>(h, i, 0));
-  });
+// Rows [count,*] of the tokens from `slot` on; `offset` is where they begin in the row of a sink.
+void RotateKvStorage::put_sinks(int64_t slot, const Tensor& rows, int64_t offset) const {
+  const int64_t width = rows.dim(1);
+  for (size_t i = 0; i < sink_slots_.size(); ++i) {
+    const int64_t row = sink_slots_[i] - slot;
+    if (row < 0 || row >= rows.dim(0)) continue;
+    const Half* from = sink_row(i) + offset;
+    std::transform(from, from + width, rows.data<float>() + row * width, [](Half h) { return to_float(h); });
+  }
+}
+
+// With position = B + j, B a multiple of kRopeBlock: cos(B + j) = cos B cos j - sin B sin j, and sin(B + j) =
+// sin B cos j + cos B sin j, so sines are taken once per block of positions, not per token read.
+void RotateKvStorage::apply_rope(int64_t slot, const Tensor& keys) const {
+  const int64_t count = keys.dim(0), pairs = frequencies_.dim(0);
+  const kernels::RopeTable table{Tensor::empty({count, pairs}), Tensor::empty({count, pairs})};
+  kernels::RopeTable base;
+  int32_t base_position = -1;
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t position = *positions_.row<int32_t>(0, slot + i), in_block = position % kRopeBlock;
+    if (base_position != position - in_block) {
+      base_position = position - in_block;
+      base = kernels::rope_table(Tensor::wrap(&base_position, {1}, DType::i32), frequencies_, magnitude_);
+    }
+    const float *cos_b = base.cos.data<float>(), *sin_b = base.sin.data<float>();
+    const float* cos_j = offsets_.cos.data<float>() + in_block * pairs;
+    const float* sin_j = offsets_.sin.data<float>() + in_block * pairs;
+    float *cosines = table.cos.data<float>() + i * pairs, *sines = table.sin.data<float>() + i * pairs;
+    for (int64_t m = 0; m < pairs; ++m) {
+      cosines[m] = cos_b[m] * cos_j[m] - sin_b[m] * sin_j[m];
+      sines[m] = sin_b[m] * cos_j[m] + cos_b[m] * sin_j[m];
+    }
+  }
+  kernels::apply_rope(keys.transpose(0, 1).unsqueeze(0), table);
 }
 
 // Values are rotated head by head: sum p (H v) = H (sum p v).
@@ -237,15 +282,13 @@ void RotateKvStorage::save(ByteWriter& out) const {
 
 void RotateKvStorage::load(ByteReader& in, int64_t slots) {
   for (auto* rows : {&k_.codes, &k_.scales, &v_.codes, &v_.scales, &positions_}) rows->load(in, slots);
-  perm_ = {};
+  for (int64_t i = 0; i < slots; ++i)
+    require(*positions_.row<int32_t>(0, i) >= 0, "rotatekv: the saved cache has a negative position");
+  set_order({});
   if (in.value<int64_t>() != 0) {
-    const int64_t channels = heads_ * dim_;
-    perm_ = Tensor::empty({channels}, DType::i32);
-    in.bytes(perm_.raw(), perm_.bytes());
-    std::vector<int32_t> sorted(perm_.data<int32_t>(), perm_.data<int32_t>() + channels);
-    std::sort(sorted.begin(), sorted.end());
-    for (int64_t c = 0; c < channels; ++c)
-      require(sorted[static_cast<size_t>(c)] == c, "rotatekv: the order of channels is not a permutation");
+    const Tensor perm = Tensor::empty({heads_ * dim_}, DType::i32);
+    in.bytes(perm.raw(), perm.bytes());
+    set_order(perm);  // throws unless it is a permutation
   }
   const auto pivots = in.value<int64_t>();
   require(pivots >= 0 && pivots <= pivots_wanted_, "rotatekv: the saved cache has ", pivots, " pivots");

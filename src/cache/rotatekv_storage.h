@@ -58,8 +58,8 @@ class RotateKvStorage : public TiledStorage {
     GrowingRows codes, scales;
     Side(const RotateKvOptions& row_options, int64_t channels);
     void write(const Tensor& x, const Tensor& perm, int64_t slot);
-    /// z [1,count,N]: dequantised rows, still rotated and reordered.
-    Tensor read(int64_t slot, int64_t count, int64_t channels) const;
+    /// Rows z [count,N], contiguous, still rotated and reordered.
+    void read(int64_t slot, int64_t count, const Tensor& z) const;
   };
   // An entry of the hidden states whose token is a sink.
   struct Pivot {
@@ -73,18 +73,22 @@ class RotateKvStorage : public TiledStorage {
                    const Tensor& v) const override;
   void restore_values(const Tensor& rows) const override;
 
+  void set_order(const Tensor& perm);
   void find_sinks(const NewRows& rows);
   bool is_sink(int64_t position) const;
   void drop_sinks(int64_t first_slot, int64_t last_slot);
   void keep_sink(const NewRows& rows, int64_t token, int64_t slot);
+  void put_sinks(int64_t slot, const Tensor& rows, int64_t offset) const;
+  void apply_rope(int64_t slot, const Tensor& keys) const;
   Half* sink_row(size_t sink) const { return sink_rows_.row<Half>(0, static_cast<int64_t>(sink)); }
 
   int64_t pivots_wanted_;
   Tensor frequencies_;
   float magnitude_;
   Side k_, v_;
-  GrowingRows positions_;  // i32: rope is applied on reading
-  Tensor perm_;            // i32 [H*D]; undefined until calibrated: identity
+  GrowingRows positions_;       // i32: rope is applied on reading
+  Tensor perm_, inverse_;       // i32 [H*D]; undefined until calibrated: identity
+  kernels::RopeTable offsets_;  // of positions 0 .. kRopeBlock-1, see apply_rope
   std::vector<Pivot> pivots_;
   std::vector<int64_t> sink_slots_;
   GrowingRows sink_rows_;  // f16: k before rope [H,D], then v rotated per head [H,Dv]

@@ -25,14 +25,14 @@ void TiledStorage::read(int64_t slot, int64_t count, const Tensor& k, const Tens
   parallel_for(heads_ / group * chunks, [&](int64_t task, int) {
     const int64_t head = task / chunks * group, first = task % chunks * step,
                   last = std::min(count, first + step);
-    const auto part = [&](const Tensor& x) {
-      return x.defined() ? x.slice(0, head, head + group).slice(1, first, last) : x;
-    };
-    Tensor values = v.defined() ? Tensor::empty({group, last - first, dim_v_}) : Tensor();
-    decode_tile(head, slot + first, last - first, part(k), values);
+    const Tensor keys = Tensor::empty({last - first, group, dim_});
+    const Tensor values = v.defined() ? Tensor::empty({last - first, group, dim_v_}) : Tensor();
+    decode_tile(head, slot + first, last - first, keys, values);
+    const auto part = [&](const Tensor& x) { return x.slice(0, head, head + group).slice(1, first, last); };
+    part(k).copy_from(keys.transpose(0, 1));
     if (!v.defined()) return;
     restore_values(values);
-    part(v).copy_from(values);
+    part(v).copy_from(values.transpose(0, 1));
   });
 }
 
@@ -107,8 +107,7 @@ kernels::AttentionResult TiledStorage::attend_tile(const Tile& tile, const Tenso
   for (int64_t i = 0; i < tile.count; ++i) {
     const int64_t first = tile.pages[i] * page_size, count = std::min(page_size, slots - first);
     const auto place = [&](const memory::Buffer<float>& buffer, int64_t width) {
-      return Tensor::wrap(buffer.data() + i * group * page * width, {group, count, width},
-                          {page * width, width, 1}, DType::f32);
+      return Tensor::wrap(buffer.data() + i * page * group * width, {count, group, width}, DType::f32);
     };
     decode_tile(tile.group * group, first, count, place(scratch.k, dim_), place(scratch.v, dim_v_));
     length += count;  // only the last page of all may be ragged, and it is the last of its tile
@@ -121,8 +120,8 @@ kernels::AttentionResult TiledStorage::attend_tile(const Tile& tile, const Tenso
   std::iota(scratch.pages.data(), scratch.pages.data() + tile.count, 0);
   auto wanted_length = static_cast<int32_t>(length);
   kernels::PagedKv kv;
-  kv.k = Tensor::wrap(scratch.k.data(), {tile.count, group, page, dim_}, DType::f32);
-  kv.v = Tensor::wrap(scratch.v.data(), {tile.count, group, page, dim_v_}, DType::f32);
+  kv.k = Tensor::wrap(scratch.k.data(), {tile.count, page, group, dim_}, DType::f32).transpose(1, 2);
+  kv.v = Tensor::wrap(scratch.v.data(), {tile.count, page, group, dim_v_}, DType::f32).transpose(1, 2);
   kv.table = Tensor::wrap(scratch.pages.data(), {1, tile.count}, DType::i32);
   kv.lengths = Tensor::wrap(&wanted_length, {1}, DType::i32);
 
@@ -151,11 +150,12 @@ kernels::AttentionResult TiledStorage::attend_newest(int64_t group, const Tensor
   const int64_t heads = heads_per_tile(), per_group = q.dim(1) * heads / heads_, rows = q.dim(2);
   scratch.k.reserve(heads * rows * dim_);
   scratch.v.reserve(heads * rows * dim_v_);
-  const Tensor k = Tensor::wrap(scratch.k.data(), {heads, rows, dim_}, DType::f32);
-  const Tensor v = Tensor::wrap(scratch.v.data(), {heads, rows, dim_v_}, DType::f32);
+  const Tensor k = Tensor::wrap(scratch.k.data(), {rows, heads, dim_}, DType::f32);
+  const Tensor v = Tensor::wrap(scratch.v.data(), {rows, heads, dim_v_}, DType::f32);
   decode_tile(group * heads, slots() - rows, rows, k, v);
-  return kernels::decode(q.slice(1, group * per_group, (group + 1) * per_group),
-                         kernels::PagedKv::of(k.unsqueeze(0), v.unsqueeze(0), rows));
+  return kernels::decode(
+      q.slice(1, group * per_group, (group + 1) * per_group),
+      kernels::PagedKv::of(k.transpose(0, 1).unsqueeze(0), v.transpose(0, 1).unsqueeze(0), rows));
 }
 
 }  // namespace fovea::cache

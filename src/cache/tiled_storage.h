@@ -26,8 +26,8 @@ class TiledStorage : public Storage {
   virtual int64_t heads_per_tile() const = 0;
   /// Bytes of one token of all heads.
   virtual int64_t token_bytes() const = 0;
-  /// Heads head .. of the tokens from `slot` on: k [heads_per_tile(),count,D] after rope, v
-  /// [heads_per_tile(),count,Dv] in the basis of the codes; an undefined v is not read.
+  /// Heads head .. of the tokens from `slot` on: k [count,heads_per_tile(),D] after rope, v
+  /// [count,heads_per_tile(),Dv] in the basis of the codes, both contiguous; an undefined v is not read.
   virtual void decode_tile(int64_t head, int64_t slot, int64_t count, const Tensor& k,
                            const Tensor& v) const = 0;
   /// Takes rows [...,Dv], contiguous, from the basis of the codes to that of the values, in place. Linear, so

@@ -183,7 +183,10 @@ void validate(const T& value, std::string_view owner) {
 /// Sets the fields named by `pairs` on top of `value` and validates the result.
 template <typename T>
 void apply(const Pairs& pairs, std::string_view owner, T& value) {
-  for (const auto& [key, text] : pairs) {
+  for (const auto& pair : pairs) {
+    // Names of their own: a lambda may not capture structured bindings for every compiler we support.
+    const std::string& key = pair.first;
+    const std::string& text = pair.second;
     bool found = false;
     std::apply(
         [&](const auto&... field) {

@@ -20,14 +20,13 @@ std::string quote(std::string_view name) {
 }
 
 std::optional<int64_t> byte_count(const Shape& shape, int64_t block_bytes, int64_t block) {
-  if (std::any_of(shape.begin(), shape.end(), [](int64_t size) { return size < 0; })) return std::nullopt;
-  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;
+  // Strides multiply the other sizes of an empty tensor too, so these must not overflow either.
   int64_t count = 1;
   for (const int64_t size : shape)
-    if (__builtin_mul_overflow(count, size, &count)) return std::nullopt;
+    if (size < 0 || __builtin_mul_overflow(count, std::max<int64_t>(size, 1), &count)) return std::nullopt;
   int64_t bytes = 0;
   if (__builtin_mul_overflow(count / block, block_bytes, &bytes)) return std::nullopt;
-  return bytes;
+  return std::find(shape.begin(), shape.end(), 0) == shape.end() ? bytes : 0;
 }
 
 }  // namespace fovea::io

@@ -27,7 +27,7 @@ std::string_view name_of(StopReason reason) {
 }
 
 Generation generate(Session& session, std::span<const int32_t> prompt, int64_t max_tokens,
-                    const SamplerOptions& sampler_options, const TextSink& sink) {
+                    const SamplerOptions& sampler_options, const TextSink& sink, bool ignore_end) {
   require(max_tokens >= 0, "generate: max_tokens = ", max_tokens, " is negative");
   const Tokenizer& tokenizer = session.model().tokenizer();
   Sampler sampler(sampler_options);
@@ -47,7 +47,7 @@ Generation generate(Session& session, std::span<const int32_t> prompt, int64_t m
     result.tokens.push_back(token);
     if (result.tokens.size() == 1)
       result.stats.first_token_seconds = session.times().prefill_seconds - before.prefill_seconds;
-    if (tokenizer.ends_generation(token)) {
+    if (!ignore_end && tokenizer.ends_generation(token)) {
       result.reason = StopReason::end;
       break;
     }

@@ -42,9 +42,9 @@ struct Generation {
 using TextSink = std::function<bool(std::string_view piece)>;
 
 /// Continues `prompt` by at most `max_tokens` tokens. The session may already hold text before the prompt;
-/// afterwards it holds the prompt and all new tokens but the last. `sink` may be empty. Throws Error as
-/// Session::prefill does.
+/// afterwards it holds the prompt and all new tokens but the last. `sink` may be empty. `ignore_end` goes on
+/// past ending tokens, to measure speed. Throws Error as Session::prefill does.
 Generation generate(Session& session, std::span<const int32_t> prompt, int64_t max_tokens,
-                    const SamplerOptions& sampler = {}, const TextSink& sink = {});
+                    const SamplerOptions& sampler = {}, const TextSink& sink = {}, bool ignore_end = false);
 
 }  // namespace fovea::model

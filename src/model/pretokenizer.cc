@@ -147,7 +147,7 @@ Pretokenizer Pretokenizer::named(std::string_view name) {
 }
 
 std::vector<std::string_view> Pretokenizer::split(std::string_view text) const {
-  constexpr uint32_t kMatchLimit = 100'000'000, kHeapLimitKilobytes = 1 << 18;
+  constexpr uint32_t kMatchLimit = 10'000'000, kHeapLimitKilobytes = 1 << 18;
   constexpr size_t kStackStart = 32 << 10, kStackLimit = 8 << 20;
   const std::string subject = as_pcre2_should_see(text);
   const MatchContext context(pcre2_match_context_create(nullptr));

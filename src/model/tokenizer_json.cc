@@ -97,6 +97,8 @@ void read_pretokenizer(const Json& part, State& state) {
       unsupported("the pre-tokenizer " + io::quote(type));
     }
   }
+  if (state.scheme == State::Scheme::sentencepiece && !stages.empty())
+    unsupported("pre-tokenizers that split without a ByteLevel one");
   state.pretokenizer = Pretokenizer(stages);
 }
 

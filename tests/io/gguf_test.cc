@@ -9,49 +9,13 @@
 #include "fovea/core/thread_pool.h"
 #include "fovea/io/file.h"
 #include "fovea/io/safetensors.h"
+#include "io/gguf_builder.h"
 #include "io/message_of.h"
 
 namespace fovea::io {
 namespace {
 
 const std::string kData = std::string(FOVEA_SOURCE_DIR) + "/tests/io/data/";
-
-// The bytes of a GGUF file, put together field by field.
-class Builder {
- public:
-  template <typename T>
-  Builder& add(T value) {
-    const auto* at = reinterpret_cast<const char*>(&value);
-    bytes_.append(at, sizeof value);
-    return *this;
-  }
-  Builder& text(const std::string& value) {
-    add(uint64_t{value.size()});
-    bytes_ += value;
-    return *this;
-  }
-  Builder& head(uint64_t tensors, uint64_t entries, uint32_t version = 3) {
-    bytes_ += "GGUF";
-    return add(version).add(tensors).add(entries);
-  }
-  Builder& tensor(const std::string& name, const std::vector<uint64_t>& sizes, uint32_t type,
-                  uint64_t offset) {
-    text(name).add(static_cast<uint32_t>(sizes.size()));
-    for (const uint64_t size : sizes) add(size);
-    return add(type).add(offset);
-  }
-  Builder& data(size_t bytes) {
-    bytes_.resize((bytes_.size() + 31) / 32 * 32 + bytes, '\x01');
-    return *this;
-  }
-  GgufFile parse() const {
-    return GgufFile::parse(std::as_bytes(std::span(bytes_)), std::make_shared<std::string>(), "test");
-  }
-  std::string& bytes() { return bytes_; }
-
- private:
-  std::string bytes_;
-};
 
 TEST(Gguf, ReadsMetadataOfEveryKind) {
   const GgufFile file = GgufFile::read(kData + "blocks.gguf");
@@ -139,7 +103,7 @@ TEST(Gguf, DequantisesLongTensorsEquallyForAnyNumberOfThreads) {
 }
 
 TEST(Gguf, CopiesMisalignedTensors) {
-  Builder builder;
+  GgufBuilder builder;
   builder.head(1, 1).text("general.alignment").add(uint32_t{4}).add(uint32_t{1});
   builder.tensor("ab", {3}, 0, 1);
   builder.bytes() += std::string(1, '\0');
@@ -153,20 +117,20 @@ TEST(Gguf, CopiesMisalignedTensors) {
 }
 
 TEST(Gguf, AcceptsVersionTwoAndNoTensors) {
-  EXPECT_EQ(Builder().head(0, 0, 2).parse().tensors().size(), 0u);
-  EXPECT_EQ(Builder().head(1, 0).tensor("empty", {0, 4}, 0, 0).parse().tensors()[0].shape, (Shape{4, 0}));
+  EXPECT_EQ(GgufBuilder().head(0, 0, 2).parse().tensors().size(), 0u);
+  EXPECT_EQ(GgufBuilder().head(1, 0).tensor("empty", {0, 4}, 0, 0).parse().tensors()[0].shape, (Shape{4, 0}));
 }
 
 struct Hostile {
   const char* name;
-  std::function<void(Builder&)> build;
+  std::function<void(GgufBuilder&)> build;
   const char* message;
 };
 
 class GgufHostile : public testing::TestWithParam<Hostile> {};
 
 TEST_P(GgufHostile, IsRefusedWithItsReason) {
-  Builder builder;
+  GgufBuilder builder;
   GetParam().build(builder);
   const std::string message = message_of([&] { builder.parse(); });
   EXPECT_NE(message.find(GetParam().message), std::string::npos) << message;
@@ -176,69 +140,76 @@ TEST_P(GgufHostile, IsRefusedWithItsReason) {
 constexpr uint64_t kHuge = uint64_t{1} << 63;
 
 const Hostile kHostile[] = {
-    {"Empty", [](Builder&) {}, "does not begin"},
-    {"OtherMagic", [](Builder& b) { b.bytes() = std::string(64, 'x'); }, "does not begin"},
-    {"MagicAlone", [](Builder& b) { b.bytes() = "GGUF"; }, "ends"},
-    {"VersionOne", [](Builder& b) { b.head(0, 0, 1); }, "version 1"},
-    {"BigEndian", [](Builder& b) { b.head(0, 0, 3u << 24); }, "big endian"},
-    {"EntriesBeyondTheFile", [](Builder& b) { b.head(0, 1000).data(64); }, "1000 does not fit"},
-    {"TensorsBeyondTheFile", [](Builder& b) { b.head(kHuge, 0).data(64); }, "does not fit"},
-    {"KeyBeyondTheFile", [](Builder& b) { b.head(0, 1).add(kHuge).data(64); }, "ends"},
+    {"Empty", [](GgufBuilder&) {}, "does not begin"},
+    {"OtherMagic", [](GgufBuilder& b) { b.bytes() = std::string(64, 'x'); }, "does not begin"},
+    {"MagicAlone", [](GgufBuilder& b) { b.bytes() = "GGUF"; }, "ends"},
+    {"VersionOne", [](GgufBuilder& b) { b.head(0, 0, 1); }, "version 1"},
+    {"BigEndian", [](GgufBuilder& b) { b.head(0, 0, 3u << 24); }, "big endian"},
+    {"EntriesBeyondTheFile", [](GgufBuilder& b) { b.head(0, 1000).data(64); }, "1000 does not fit"},
+    {"TensorsBeyondTheFile", [](GgufBuilder& b) { b.head(kHuge, 0).data(64); }, "does not fit"},
+    {"KeyBeyondTheFile", [](GgufBuilder& b) { b.head(0, 1).add(kHuge).data(64); }, "ends"},
     {"KeyTwice",
-     [](Builder& b) {
+     [](GgufBuilder& b) {
        b.head(0, 2);
        for (int i = 0; i < 2; ++i) b.text("k").add(uint32_t{4}).add(uint32_t{1});
      },
      "'k' stands twice"},
-    {"UnknownValueType", [](Builder& b) { b.head(0, 1).text("k").add(uint32_t{13}).data(64); },
+    {"UnknownValueType", [](GgufBuilder& b) { b.head(0, 1).text("k").add(uint32_t{13}).data(64); },
      "13 is not a value"},
     {"ArrayCountBeyondTheFile",
-     [](Builder& b) { b.head(0, 1).text("k").add(uint32_t{9}).add(uint32_t{4}).add(kHuge).data(64); },
+     [](GgufBuilder& b) { b.head(0, 1).text("k").add(uint32_t{9}).add(uint32_t{4}).add(kHuge).data(64); },
      "does not fit"},
     {"StringsBeyondTheFile",
-     [](Builder& b) { b.head(0, 1).text("k").add(uint32_t{9}).add(uint32_t{8}).add(uint64_t{99}).data(64); },
+     [](GgufBuilder& b) {
+       b.head(0, 1).text("k").add(uint32_t{9}).add(uint32_t{8}).add(uint64_t{99}).data(64);
+     },
      "does not fit"},
     {"NestedArray",
-     [](Builder& b) { b.head(0, 1).text("k").add(uint32_t{9}).add(uint32_t{9}).add(uint64_t{1}).data(64); },
+     [](GgufBuilder& b) {
+       b.head(0, 1).text("k").add(uint32_t{9}).add(uint32_t{9}).add(uint64_t{1}).data(64);
+     },
      "arrays of arrays"},
-    {"IntegerTooLarge", [](Builder& b) { b.head(0, 1).text("k").add(uint32_t{10}).add(~uint64_t{0}); },
+    {"IntegerTooLarge", [](GgufBuilder& b) { b.head(0, 1).text("k").add(uint32_t{10}).add(~uint64_t{0}); },
      "too large"},
     {"AlignmentNotAPowerOfTwo",
-     [](Builder& b) { b.head(0, 1).text("general.alignment").add(uint32_t{4}).add(uint32_t{24}); },
+     [](GgufBuilder& b) { b.head(0, 1).text("general.alignment").add(uint32_t{4}).add(uint32_t{24}); },
      "alignment 24"},
     {"AlignmentZero",
-     [](Builder& b) { b.head(0, 1).text("general.alignment").add(uint32_t{4}).add(uint32_t{0}); },
+     [](GgufBuilder& b) { b.head(0, 1).text("general.alignment").add(uint32_t{4}).add(uint32_t{0}); },
      "alignment 0"},
     {"AlignmentOfAnotherType",
-     [](Builder& b) { b.head(0, 1).text("general.alignment").add(uint32_t{8}).text("32"); },
+     [](GgufBuilder& b) { b.head(0, 1).text("general.alignment").add(uint32_t{8}).text("32"); },
      "does not hold an integer"},
     {"TooManyAxes",
-     [](Builder& b) {
+     [](GgufBuilder& b) {
        b.head(1, 0).tensor("t", {1, 1, 1, 1, 1}, 0, 0).data(64);
      },
      "5 axes"},
     {"SizesOverflow",
-     [](Builder& b) {
+     [](GgufBuilder& b) {
        b.head(1, 0).tensor("t", {1u << 31, 1u << 31, 1u << 31}, 0, 0).data(64);
      },
      "is too large"},
-    {"BytesOverflow", [](Builder& b) { b.head(1, 0).tensor("t", {kHuge / 2}, 0, 0).data(64); },
+    {"BytesOverflow", [](GgufBuilder& b) { b.head(1, 0).tensor("t", {kHuge / 2}, 0, 0).data(64); },
      "is too large"},
-    {"SizeNegative", [](Builder& b) { b.head(1, 0).tensor("t", {~uint64_t{0}}, 0, 0).data(64); },
+    {"SizeNegative", [](GgufBuilder& b) { b.head(1, 0).tensor("t", {~uint64_t{0}}, 0, 0).data(64); },
      "too large"},
-    {"PartOfABlock", [](Builder& b) { b.head(1, 0).tensor("t", {48}, 2, 0).data(64); },
+    {"PartOfABlock", [](GgufBuilder& b) { b.head(1, 0).tensor("t", {48}, 2, 0).data(64); },
      "whole blocks of Q4_0"},
-    {"UnsupportedType", [](Builder& b) { b.head(1, 0).tensor("t", {256}, 10, 0).data(64); }, "type Q2_K"},
-    {"UnknownType", [](Builder& b) { b.head(1, 0).tensor("t", {256}, 999, 0).data(64); }, "type 999"},
-    {"OffsetBeyondTheData", [](Builder& b) { b.head(1, 0).tensor("t", {4}, 0, 64).data(64); }, "end beyond"},
-    {"OffsetOverflows", [](Builder& b) { b.head(1, 0).tensor("t", {4}, 0, ~uint64_t{31}).data(64); },
+    {"UnsupportedType", [](GgufBuilder& b) { b.head(1, 0).tensor("t", {256}, 10, 0).data(64); }, "type Q2_K"},
+    {"UnknownType", [](GgufBuilder& b) { b.head(1, 0).tensor("t", {256}, 999, 0).data(64); }, "type 999"},
+    {"OffsetBeyondTheData", [](GgufBuilder& b) { b.head(1, 0).tensor("t", {4}, 0, 64).data(64); },
      "end beyond"},
-    {"OffsetMisaligned", [](Builder& b) { b.head(1, 0).tensor("t", {4}, 0, 8).data(64); },
+    {"OffsetOverflows", [](GgufBuilder& b) { b.head(1, 0).tensor("t", {4}, 0, ~uint64_t{31}).data(64); },
+     "end beyond"},
+    {"OffsetMisaligned", [](GgufBuilder& b) { b.head(1, 0).tensor("t", {4}, 0, 8).data(64); },
      "multiple of the alignment"},
-    {"DataMissing", [](Builder& b) { b.head(1, 0).tensor("t", {4}, 0, 0); }, "end beyond"},
+    {"DataMissing", [](GgufBuilder& b) { b.head(1, 0).tensor("t", {4}, 0, 0); }, "end beyond"},
     {"TensorsOverlap",
-     [](Builder& b) { b.head(2, 0).tensor("t", {16}, 0, 0).tensor("u", {16}, 0, 32).data(128); }, "overlaps"},
-    {"NameTwice", [](Builder& b) { b.head(2, 0).tensor("t", {4}, 0, 0).tensor("t", {4}, 0, 32).data(128); },
+     [](GgufBuilder& b) { b.head(2, 0).tensor("t", {16}, 0, 0).tensor("u", {16}, 0, 32).data(128); },
+     "overlaps"},
+    {"NameTwice",
+     [](GgufBuilder& b) { b.head(2, 0).tensor("t", {4}, 0, 0).tensor("t", {4}, 0, 32).data(128); },
      "two tensors are called 't'"},
 };
 

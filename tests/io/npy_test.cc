@@ -91,6 +91,7 @@ const Hostile kHostile[] = {
     {"NegativeSize", file_of(header_of("<f4", "(-1,)"), 4), "a size was expected"},
     {"SizeTooLarge", file_of(header_of("<f4", "(99999999999999999999,)"), 4), "too large"},
     {"BytesOverflow", file_of(header_of("<f4", "(4611686018427387904,)"), 0), "does not fill"},
+    {"StridesOverflow", file_of(header_of("<f4", "(0, 4294967296, 4294967296)"), 0), "does not fill"},
     {"NineAxes", file_of(header_of("<f4", "(1,1,1,1,1,1,1,1,1)"), 4), "more than 8 axes"},
     {"ShapeOpen", file_of("{'shape': (1,", 4), "a size was expected"},
     {"DataTooShort", file_of(header_of("<f4", "(2,)"), 7), "does not fill the 7 bytes"},

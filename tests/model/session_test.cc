@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <sstream>
 
 #include "fovea/core/error.h"
 #include "fovea/core/thread_pool.h"
@@ -144,6 +145,61 @@ TEST(ModelFile, RefusesMissingMisshapenAndSurplusTensorsByName) {
 
   EXPECT_THROW(Model::load(testing::TempDir() + "no_such_model.gguf"), Error);
   EXPECT_THROW(Model::load(testing::TempDir()), Error);
+}
+
+/// The message of loading a GGUF file after one piece of its bytes was replaced by another of the same
+/// length.
+std::string gguf_message(const std::string& from, const std::string& to) {
+  const TemporaryFolder folder("tiny_changed_gguf");
+  const std::string path = folder.path() + "/model.gguf";
+  tiny::write_gguf(tiny::make({}), path);
+  std::ostringstream bytes;
+  bytes << std::ifstream(path, std::ios::binary).rdbuf();
+  std::string text = bytes.str();
+  const size_t at = text.find(from);
+  EXPECT_NE(at, std::string::npos) << from;
+  tiny::write_text(path, text.replace(at, from.size(), to));
+  try {
+    Model::load(path);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(ModelFile, RefusesGgufOfOtherModelsByTheirTrouble) {
+  EXPECT_NE(gguf_message("llama", "gemma").find("'gemma' is not supported"), std::string::npos);
+  EXPECT_NE(gguf_message("llama.block_count", "llama.block_ctunt").find("llama.block_count"),
+            std::string::npos);
+  EXPECT_NE(gguf_message("blk.1.ffn_up", "blk.1.ffn_ip").find("'blk.1.ffn_up.weight' is missing"),
+            std::string::npos);
+  EXPECT_NE(gguf_message("blk.1.attn_norm", "blk.7.attn_norm").find("'blk.1.attn_norm.weight' is missing"),
+            std::string::npos);
+  const std::string layers = std::string("llama.block_count") + std::string("\4\0\0\0", 4);
+  EXPECT_NE(gguf_message(layers + std::string("\2\0\0\0", 4), layers + std::string("\xff\xff\xff\xff", 4))
+                .find("number of layers"),
+            std::string::npos);
+  EXPECT_NE(gguf_message(layers + std::string("\2\0\0\0", 4), layers + std::string("\1\0\0\0", 4))
+                .find("has no place"),
+            std::string::npos);
+}
+
+TEST(ModelFile, WeightsInHalfPrecisionAreUsedAsTheyAre) {
+  for (const DType dtype : {DType::f16, DType::bf16}) {
+    TinyModel model = tiny::make({});
+    TinyModel rounded = model;
+    for (auto& [name, tensor] : model.tensors) {
+      tensor = tensor.to(dtype);
+      rounded.tensors[name] = tensor.to(DType::f32);
+    }
+    const auto tokens = tiny::random_tokens(20, 257);
+    const auto expected = tiny::reference_logits(rounded, tokens);
+    Session session(load(model), Recipe::parse("cache=f32"));
+    session.prefill(tokens, [&](int64_t first, const Tensor& logits) {
+      // Activations are rounded to bf16 only beside bf16 weights.
+      EXPECT_LT(error_of(logits, expected, first), dtype == DType::f16 ? 2e-5 : 2e-2);
+    });
+  }
 }
 
 TEST(Session, ChunksOfAnySizeAgree) {
@@ -297,6 +353,8 @@ TEST(Generate, StopsWhereItIsTold) {
     const Generation result = generate(session, prompt, 2000, random);
     EXPECT_EQ(result.reason, StopReason::end);
     EXPECT_EQ(result.tokens.back(), 256);
+    Session other(model);
+    EXPECT_EQ(generate(other, prompt, 2000, random, {}, true).reason, StopReason::length);
   }
   {
     Session session(model);

@@ -75,7 +75,7 @@ void ForwardTile::begin(const ForwardProblem& problem, const RowTile& rows, cons
   problem_ = &problem, a_ = &problem.args, rows_ = rows;
   const int64_t n = rows.rows();
   depth_ = packed_depth(*a_), width_ = round_up(a_->dim_v, kLanes);
-  stride_ = round_up(tiling.keys, kLanes) + kLanes;
+  stride_ = round_up(tiling.keys, kLanes) + std::max<int64_t>(kLanes, 4);
   unit_ = score_unit(*a_);
   few_ = n <= kFewRows;
   q_.reserve(n * depth_);
@@ -83,7 +83,7 @@ void ForwardTile::begin(const ForwardProblem& problem, const RowTile& rows, cons
   v_.reserve(tiling.keys * width_);
   scores_.reserve(std::min(n, kChunkRows) * stride_);
   o_.reserve(n * width_);
-  stage_.reserve((kLanes + 1) * depth_);
+  stage_.reserve(std::max<int64_t>(kLanes + 1, 4) * depth_);
   gathered_.reserve(tiling.keys);
   running_.reserve(n);
   columns_.reserve(rows.queries);

@@ -60,18 +60,49 @@ HWY_INLINE void pack_keys(const AttentionArgs& a, int64_t b, int64_t head, const
   }
 }
 
-/// scores[r * stride + c] = q_r . k_c for a few packed query rows, without packing the keys.
+/// The sums of four vectors, in the order given.
+HWY_INLINE void sum_four(const FloatVector (&v)[4], float* to) {
+#if HWY_TARGET == HWY_SCALAR
+  for (int i = 0; i < 4; ++i) to[i] = hn::GetLane(v[i]);
+#else
+  // Interleaved halves are added twice; every 128-bit block then holds its share of the four sums.
+  const Floats d;
+  const hn::RepartitionToWide<Floats> wide;
+  const auto first =
+      hn::BitCast(wide, hn::Add(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1])));
+  const auto second =
+      hn::BitCast(wide, hn::Add(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3])));
+  const auto blocks = hn::Add(hn::BitCast(d, hn::InterleaveLower(wide, first, second)),
+                              hn::BitCast(d, hn::InterleaveUpper(wide, first, second)));
+  HWY_ALIGN float shares[kLanes];
+  hn::Store(blocks, d, shares);
+  const hn::Full128<float> block;
+  auto sum = hn::Load(block, shares);
+  for (int64_t i = 4; i < kLanes; i += 4) sum = hn::Add(sum, hn::Load(block, shares + i));
+  hn::StoreU(sum, block, to);
+#endif
+}
+
+/// scores[r * stride + c] = q_r . k_c for a few packed query rows, without packing the keys. Writes up to
+/// three columns past the last key; `stage` holds four rows.
 HWY_INLINE void score_rows(const AttentionArgs& a, int64_t b, int64_t head, const KeyTile& tile,
                            const float* q, int64_t rows, float* stage, float* scores, int64_t stride) {
   const Floats d;
   const int64_t depth = packed_depth(a), kv = head / a.group();
-  for (int64_t c = 0; c < tile.count; ++c) {
-    const float* k = key_row(a, b, head, kv, tile.key(c), stage);
+  for (int64_t c = 0; c < tile.count; c += 4) {
+    const float* k[4];
+    for (int64_t i = 0; i < 4; ++i)
+      k[i] = key_row(a, b, head, kv, tile.key(std::min(c + i, tile.count - 1)), stage + i * depth);
     for (int64_t r = 0; r < rows; ++r) {
-      auto sum = hn::Zero(d);
-      for (int64_t x = 0; x < depth; x += kLanes)
-        sum = hn::MulAdd(hn::LoadU(d, q + r * depth + x), hn::LoadU(d, k + x), sum);
-      scores[r * stride + c] = hn::GetLane(hn::SumOfLanes(d, sum));
+      FloatVector sum[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
+      for (int64_t x = 0; x < depth; x += kLanes) {
+        const auto query = hn::LoadU(d, q + r * depth + x);
+        sum[0] = hn::MulAdd(query, hn::LoadU(d, k[0] + x), sum[0]);
+        sum[1] = hn::MulAdd(query, hn::LoadU(d, k[1] + x), sum[1]);
+        sum[2] = hn::MulAdd(query, hn::LoadU(d, k[2] + x), sum[2]);
+        sum[3] = hn::MulAdd(query, hn::LoadU(d, k[3] + x), sum[3]);
+      }
+      sum_four(sum, scores + r * stride + c);
     }
   }
 }

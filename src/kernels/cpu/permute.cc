@@ -49,13 +49,20 @@ Tensor checked_order(const Tensor& order, int64_t channels) {
 }  // namespace
 
 Tensor gather_channels(const Tensor& x, const Tensor& order) {
+  const Tensor y = Tensor::empty(x.shape());
+  gather_channels(x, order, y);
+  return y;
+}
+
+void gather_channels(const Tensor& x, const Tensor& order, const Tensor& y) {
+  require(y.shape() == x.shape() && y.dtype() == DType::f32 && y.is_contiguous(), "gather_channels: y is ",
+          y.describe(), ", expected contiguous f32", x.shape());
   const cpu::RowsView rows(x);
-  const Tensor dense = checked_order(order, rows.length()), y = Tensor::empty(x.shape());
+  const Tensor dense = checked_order(order, rows.length());
   cpu::parallel_rows(rows.count(), rows.length(), [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) HWY_DYNAMIC_DISPATCH(gather_row)
     (rows[r], dense.data<int32_t>(), rows.length(), y.data<float>() + r * rows.length());
   });
-  return y;
 }
 
 Tensor inverse_permutation(const Tensor& order) {

@@ -22,7 +22,13 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 using Floats = HWY_FULL(float);
 
-inline float ordered(float x) { return x == x ? x : -std::numeric_limits<float>::infinity(); }
+// Stores the chosen lanes one after another and returns their number; a whole vector is written. Compressing
+// in the register first is many times faster than compressing to memory on some processors.
+template <class D, class V, class M>
+HWY_INLINE int64_t append(D d, V v, M chosen, hn::TFromD<D>* to) {
+  hn::StoreU(hn::Compress(v, chosen), d, to);
+  return static_cast<int64_t>(hn::CountTrue(d, chosen));
+}
 
 // The largest of every `stride` vectors, lane by lane: `count` values that do not share elements. Elements of
 // a last ragged block are left out, which only loosens the bound made from the maxima.
@@ -55,12 +61,33 @@ int64_t collect_at_least(const float* x, int64_t length, float bound, int32_t* i
     const auto chosen = hn::Ge(hn::IfThenElse(hn::IsNaN(v), nothing, v), limit);
     if (hn::AllFalse(d, chosen)) continue;
     const auto at = hn::Iota(di, static_cast<int32_t>(i));
-    count +=
-        static_cast<int64_t>(hn::CompressBlendedStore(at, hn::RebindMask(di, chosen), di, indices + count));
+    count += append(di, at, hn::RebindMask(di, chosen), indices + count);
   }
   for (; i < length; ++i)
-    if (ordered(x[i]) >= bound) indices[count++] = static_cast<int32_t>(i);
+    if (x[i] >= bound || bound == -std::numeric_limits<float>::infinity())
+      indices[count++] = static_cast<int32_t>(i);
   return count;
+}
+
+// Moves the elements above `pivot` to `larger` and those below it to the front of x; the rest equal it.
+// Returns how many are below. No store passes what has been read, so `larger` needs `length` elements.
+int64_t partition(float* x, int64_t length, float pivot, float* larger, int64_t* larger_count) {
+  const Floats d;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto border = hn::Set(d, pivot);
+  int64_t above = 0, below = 0, i = 0;
+  for (; i + lanes <= length; i += lanes) {
+    const auto v = hn::LoadU(d, x + i);
+    above += append(d, v, hn::Gt(v, border), larger + above);
+    below += append(d, v, hn::Lt(v, border), x + below);
+  }
+  for (; i < length; ++i) {
+    const float v = x[i];
+    if (v > pivot) larger[above++] = v;
+    if (v < pivot) x[below++] = v;
+  }
+  *larger_count = above;
+  return below;
 }
 
 int64_t vector_lanes() { return static_cast<int64_t>(hn::Lanes(Floats())); }
@@ -74,6 +101,7 @@ namespace {
 
 HWY_EXPORT(block_maxima);
 HWY_EXPORT(collect_at_least);
+HWY_EXPORT(partition);
 HWY_EXPORT(vector_lanes);
 
 Shape with_last(const Tensor& x, int64_t count) {
@@ -88,8 +116,10 @@ void check_length(int64_t length) {
 
 float without_nan(float x) { return x == x ? x : -std::numeric_limits<float>::infinity(); }
 
+float median(float a, float b, float c) { return std::max(std::min(a, b), std::min(std::max(a, b), c)); }
+
 struct Selection {
-  memory::Buffer<float> values;
+  memory::Buffer<float> values, spare;
   memory::Buffer<int32_t> candidates;
 
   // At least `count` elements reach the count-th largest of more than `count` disjoint block maxima, and few
@@ -97,7 +127,9 @@ struct Selection {
   void top(const float* x, int64_t length, int64_t count, int32_t* out) {
     values.reserve(length);
     candidates.reserve(length);
-    const int64_t vectors = std::max<int64_t>(1, length / (4 * count * HWY_DYNAMIC_DISPATCH(vector_lanes)()));
+    // About four maxima for each element wanted, at least a vector of them.
+    const int64_t most = std::max<int64_t>(1, length / HWY_DYNAMIC_DISPATCH(vector_lanes)());
+    const int64_t vectors = std::clamp<int64_t>(length / (4 * count), 1, most);
     const int64_t maxima = HWY_DYNAMIC_DISPATCH(block_maxima)(x, length, vectors, values.data());
     const float bound = maxima > count ? nth_largest(maxima, count) : -std::numeric_limits<float>::infinity();
     const int64_t found = HWY_DYNAMIC_DISPATCH(collect_at_least)(x, length, bound, candidates.data());
@@ -112,10 +144,29 @@ struct Selection {
   }
 
  private:
+  // Quickselect; a run of unlucky pivots leaves the rest to the standard library, which bounds the worst
+  // case.
   float nth_largest(int64_t size, int64_t count) {
-    float* const nth = values.data() + count - 1;
-    std::nth_element(values.data(), nth, values.data() + size, std::greater<>());
-    return *nth;
+    constexpr int64_t kSmall = 64;
+    constexpr int kRounds = 40;
+    spare.reserve(size);
+    float *from = values.data(), *larger = spare.data();
+    for (int round = 0; size > kSmall && round < kRounds; ++round) {
+      const float pivot = median(from[size / 4], from[size / 2], from[3 * size / 4]);
+      int64_t above = 0;
+      const int64_t below = HWY_DYNAMIC_DISPATCH(partition)(from, size, pivot, larger, &above);
+      if (count <= above) {
+        std::swap(from, larger);
+        size = above;
+      } else if (count <= size - below) {
+        return pivot;
+      } else {
+        count -= size - below;
+        size = below;
+      }
+    }
+    std::nth_element(from, from + count - 1, from + size, std::greater<>());
+    return from[count - 1];
   }
 };
 
