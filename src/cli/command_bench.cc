@@ -13,6 +13,7 @@
 #include "cli/table.h"
 #include "cli/terminal.h"
 #include "fovea/core/catalogue.h"
+#include "fovea/core/memory.h"
 #include "fovea/core/thread_pool.h"
 
 namespace fovea::cli {
@@ -33,6 +34,7 @@ struct Row {
   double seconds = 0;
   BenchCost cost;
   BenchBound bound;
+  int64_t scratch_bytes = 0;
   std::optional<double> ratio_to_exact, error;
 };
 
@@ -43,11 +45,15 @@ struct Subject {
   options::Pairs pairs;
   Tensors outputs = {};
   std::vector<double> times = {};
+  int64_t scratch_bytes = 0;  // peak beyond inputs and outputs
 
   void run() {
+    outputs = {};
+    memory::reset_peak();
     const auto begin = std::chrono::steady_clock::now();
     outputs = op->run(inputs, pairs);
     times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    scratch_bytes = memory::peak_bytes() - memory::current_bytes();
   }
   double median() const {
     std::vector<double> sorted = times;
@@ -120,7 +126,9 @@ Row bench_row(const BenchProblem& problem, int repeat) {
                       std::all_of(problem.options.begin(), problem.options.end(),
                                   [](const auto& pair) { return pair.first == "causal"; });
   measure(subject, exact && !itself ? &*exact : nullptr, repeat);
-  Row row{problem, subject.median(), cost_of(problem, subject.inputs, subject.outputs), {}, {}, {}};
+  Row row{problem, subject.median(),      cost_of(problem, subject.inputs, subject.outputs),
+          {},      subject.scratch_bytes, {},
+          {}};
   if (!exact) return row;
   const Subject& reference = itself ? subject : *exact;
   row.ratio_to_exact = reference.median() / row.seconds;
@@ -153,6 +161,7 @@ nlohmann::ordered_json row_json(const Row& row, const std::string& device) {
           {"seconds", row.seconds},
           {"flops", or_null(row.cost.flops)},
           {"bytes", row.cost.bytes},
+          {"scratch_bytes", row.scratch_bytes},
           {"limit", row.bound.limit},
           {"fraction", row.bound.seconds / row.seconds},
           {"ratio_to_exact", or_null(row.ratio_to_exact)},
@@ -172,7 +181,8 @@ std::string rows_table(const std::vector<Row>& rows) {
                {"OF LIMIT", true},
                {"VS EXACT", true},
                {"DENSITY", true},
-               {"ERROR", true}});
+               {"ERROR", true},
+               {"SCRATCH", true}});
   const auto or_dash = [](const std::optional<double>& value, int decimals, const char* unit = "") {
     return value ? print_fixed(*value, decimals) + unit : std::string("-");
   };
@@ -185,7 +195,8 @@ std::string rows_table(const std::vector<Row>& rows) {
                row.bound.limit == "compute" ? print_quantity(cost.flops.value_or(0) / row.seconds, "FLOP/s")
                                             : print_quantity(cost.bytes / row.seconds, "B/s"),
                row.bound.limit, print_fixed(100 * row.bound.seconds / row.seconds, 1) + " %",
-               or_dash(row.ratio_to_exact, 2, "x"), or_dash(cost.density, 3), error});
+               or_dash(row.ratio_to_exact, 2, "x"), or_dash(cost.density, 3), error,
+               print_quantity(static_cast<double>(row.scratch_bytes), "B")});
   }
   return table.to_string(terminal_width());
 }
@@ -307,7 +318,8 @@ Command add_bench(CLI::App& program) {
       "backward) on\n"
       "the same q, k, v and causal flag / seconds of the operator, so above 1 is faster; density = keys read "
       "over\n"
-      "keys visible; error = ||o - exact|| / ||exact||. --set goes to the operators that have the option.\n"
+      "keys visible; error = ||o - exact|| / ||exact||; scratch_bytes = peak of working memory. --set goes "
+      "to the operators that have the option.\n"
       "\n"
       "Examples:\n"
       "  fovea bench flash-attention --length 1k,8k,64k --heads 32/8 --dim 128 --causal\n"

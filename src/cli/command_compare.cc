@@ -75,7 +75,7 @@ void run_compare(const Arguments& arguments) {
   if (arguments.html.empty()) options.map_size = 0;
   const std::string text = io::read_text(arguments.text);
   const std::string path = resolve_model(arguments.model).string();
-  const auto model = model::Model::load(path);
+  const auto model = load_model(path);
   ReportSetting setting{.model_name = model->config().name,
                         .model_path = path,
                         .text = std::filesystem::path(arguments.text).filename().string(),

@@ -106,7 +106,7 @@ void run_generate(const GenerateArguments& arguments) {
   prompt_text(arguments);  // an unreadable file is reported before a model is loaded
   arguments.threads.apply();
   const std::string path = resolve_model(arguments.model).string();
-  const auto model = model::Model::load(path);
+  const auto model = load_model(path);
   const auto prompt = prompt_tokens(arguments, *model);
   const auto length = static_cast<int64_t>(prompt.size());
   session_options.chunk = std::clamp<int64_t>(length, 1, kLongestChunk);

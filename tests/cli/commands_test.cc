@@ -10,6 +10,7 @@
 #include "fovea/core/catalogue.h"
 #include "fovea/core/rng.h"
 #include "fovea/io/safetensors.h"
+#include "tests/model/tiny_model.h"
 
 namespace fovea::test {
 namespace {
@@ -205,9 +206,9 @@ TEST(Bench, RowsHaveTheFieldsOfTheirContract) {
   ASSERT_EQ(rows.size(), 4u);
   for (const auto& row : rows) {
     for (const char* key :
-         {"operator", "device", "dtype",    "batch",          "heads_q", "heads_kv", "length_q",
-          "length_k", "dim",    "causal",   "threads",        "options", "seconds",  "flops",
-          "bytes",    "limit",  "fraction", "ratio_to_exact", "density", "error"})
+         {"operator", "device", "dtype",    "batch",          "heads_q", "heads_kv",      "length_q",
+          "length_k", "dim",    "causal",   "threads",        "options", "seconds",       "flops",
+          "bytes",    "limit",  "fraction", "ratio_to_exact", "density", "scratch_bytes", "error"})
       EXPECT_TRUE(row.contains(key)) << key;
     EXPECT_EQ(row["heads_q"], 4);
     EXPECT_EQ(row["heads_kv"], 2);
@@ -236,6 +237,34 @@ TEST(Bench, EveryOperatorOfTheCatalogueCanBeMeasured) {
     if (outcome.status != 0) continue;
     EXPECT_EQ(outcome.json()[0]["operator"], op->name);
   }
+}
+
+TEST(Generate, TheSameSeedWritesTheSameTextStreamedAndAsJson) {
+  const TemporaryFolder folder;
+  model::tiny::write_folder(model::tiny::make({}), folder.path(), true);
+  const std::vector<std::string> arguments = {"generate", "-m",    folder.path(),   "-p", "attention", "-n",
+                                              "12",       "--raw", "--temperature", "1",  "--seed",    "5"};
+  auto with_json = arguments, with_stats = arguments;
+  with_json.push_back("--json");
+  with_stats.push_back("--stats");
+  const auto json = run_well(with_json).json();
+  EXPECT_EQ(json["prompt_tokens"], 9);
+  EXPECT_EQ(json["recipe"], "exact");
+  EXPECT_LE(json["tokens"].size(), 12u);
+  EXPECT_EQ(run_well(with_json).json()["tokens"], json["tokens"]);
+  const Outcome streamed = run_well(with_stats);
+  EXPECT_TRUE(streamed.err.find("tokens/s") != std::string::npos);
+  // Random bytes are rarely UTF-8; JSON replaces what is not.
+  EXPECT_FALSE(streamed.out.empty());
+}
+
+TEST(Generate, ARecipeIsPrintedBackCanonically) {
+  const TemporaryFolder folder;
+  model::tiny::write_folder(model::tiny::make({}), folder.path(), true);
+  const auto json = run_well({"generate", "-m", folder.path(), "-p", "attention", "-n", "3", "--recipe",
+                              " quest : page_size=4 ", "--json"})
+                        .json();
+  EXPECT_EQ(json["recipe"], "cache=quest:page_size=4");
 }
 
 TEST(Info, ListsTheTargetThatIsForced) {

@@ -9,6 +9,7 @@
 #include "cli/program.h"
 #include "fovea/core/rng.h"
 #include "fovea/io/safetensors.h"
+#include "tests/model/tiny_model.h"
 
 namespace fovea::test {
 namespace {
@@ -18,6 +19,7 @@ struct Refusal {
   const char* arguments;  // split at spaces; @x is the file x of the test's folder, '' is an empty argument
   const char* culprit;    // must appear in the message
   Variables variables = {};
+  int lines = 1;  // a recipe's error shows the recipe and a caret below it
 };
 
 Tensor normal(const Shape& shape) { return random_normal(shape, 7); }
@@ -82,7 +84,27 @@ class Refusals : public testing::TestWithParam<Refusal> {
                raw_file(R"({"q":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}})", 8));
     fs::create_directory(folder_ / "folder");
     write_file(folder_ / "broken.json", "[1, 2");
-    write_file(folder_ / "cut.gguf", std::string("GGUF") + std::string(3, '\3'));
+    write_models();
+  }
+
+  void write_models() {
+    using namespace model::tiny;
+    const TinyModel tiny = make({});
+    fs::create_directory(folder_ / "tiny");
+    write_folder(tiny, folder_ / "tiny", true);
+    fs::create_directory(folder_ / "alien");
+    write_folder(tiny, folder_ / "alien", true);
+    write_file(folder_ / "alien/config.json",
+               R"({"model_type":"rwkv","hidden_size":32,"num_hidden_layers":2,"num_attention_heads":4})");
+    fs::create_directory(folder_ / "no_weights");
+    write_file(folder_ / "no_weights/config.json", config_json(tiny));
+    write_gguf(tiny, folder_ / "whole.gguf");
+    const std::string whole = read_file(folder_ / "whole.gguf");
+    write_file(folder_ / "cut.gguf", whole.substr(0, whole.size() / 2));
+    write_file(folder_ / "cut_head.gguf", whole.substr(0, 7));
+    std::string alien = whole;
+    for (size_t at; (at = alien.find("llama")) != std::string::npos;) alien.replace(at, 5, "rwkvx");
+    write_file(folder_ / "alien.gguf", alien);
   }
 
   std::vector<std::string> arguments(const std::string& text) const {
@@ -106,7 +128,8 @@ TEST_P(Refusals, OneLineThatNamesTheCulpritAndNothingLeftBehind) {
   const Outcome outcome = run_fovea(arguments(refusal.arguments), variables);
   EXPECT_EQ(outcome.status, 2);
   EXPECT_TRUE(outcome.err.starts_with("fovea: error: ")) << outcome.err;
-  EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), 1) << outcome.err;
+  EXPECT_EQ(std::count(outcome.err.begin(), outcome.err.end(), '\n'), refusal.lines) << outcome.err;
+  EXPECT_EQ(outcome.err.find("fovea: error:", 1), std::string::npos) << outcome.err;
   EXPECT_NE(outcome.err.find(refusal.culprit), std::string::npos) << outcome.err;
   EXPECT_EQ(outcome.out, "");
   EXPECT_EQ(folder_.listing(), before);
@@ -252,12 +275,39 @@ const Refusal kGenerate[] = {
     {"ModelIsEmpty", "generate -m @empty -p hello", "empty"},
     {"ModelIsAnEmptyFolder", "generate -m @folder -p hello", "folder"},
     {"ModelCut", "generate -m @cut.gguf -p hello", "cut.gguf"},
+    {"ModelCutInItsHeader", "generate -m @cut_head.gguf -p hello", "cut_head.gguf"},
+    {"ModelOfUnknownArchitecture", "generate -m @alien.gguf -p hello", "rwkvx"},
+    {"FolderOfUnknownArchitecture", "generate -m @alien -p hello", "rwkv"},
+    {"FolderWithoutWeights", "generate -m @no_weights -p hello", "no_weights"},
+    {"PromptLongerThanTheContext", "generate -m @tiny -p hello --context 4", "context of 4"},
+    {"PromptFileLongerThanTheModel", "generate -m @tiny --file @whole.gguf", "context of 2048"},
+    {"ChatWithoutTemplate", "generate -m @tiny -p hello --chat", "--chat"},
+    {"ContextZero", "generate -m @tiny -p hello --context 0", "--context"},
+    {"RecipeUnknown", "generate -p hello --recipe plaid", "plaid", {}, 3},
+    {"RecipeUnknownOption", "generate -p hello --recipe quest:pages=3", "pages", {}, 3},
+    {"RecipeOutOfRange", "generate -p hello --recipe quest:page_size=0", "page_size", {}, 3},
+    {"RecipeNoNumber", "generate -p hello --recipe quest:page_size=big", "page_size", {}, 3},
+    {"RecipeUnknownSlot", "generate -p hello --recipe decode=quest", "decode", {}, 3},
+    {"RecipeWrongSlot", "generate -p hello --recipe prefill=quest", "quest", {}, 3},
+    {"RecipeSlotTwice", "generate -p hello --recipe prefill=minference;prefill=a-shape", "prefill", {}, 3},
+    {"RecipeOpenBracket", "generate -p hello --recipe minference(a-shape", "character", {}, 3},
+    {"RecipeEmptyOption", "generate -p hello --recipe quest:", "character 7", {}, 3},
+    {"RecipeOfTwoSelections", "generate -p hello --recipe cache=quest+quest", "quest", {}, 3},
     {"TokensZero", "generate -p hello -n 0", "--tokens"},
     {"TokensText", "generate -p hello -n some", "--tokens"},
     {"TemperatureNegative", "generate -p hello --temperature -1", "temperature"},
     {"TopPZero", "generate -p hello --top-p 0", "top_p"},
     {"TopKText", "generate -p hello --top-k few", "top_k"},
     {"RawAndChat", "generate -p hello --raw --chat", "--raw"},
+};
+
+const Refusal kCompare[] = {
+    {"NoText", "compare -m @tiny", "--text"},
+    {"TextMissing", "compare -m @tiny --text @missing", "missing"},
+    {"ModelMissing", "compare -m @missing --text @text", "missing"},
+    {"LengthZero", "compare -m @tiny --text @text --length 0", "--length"},
+    {"RecipeUnknown", "compare -m @tiny --text @text --recipe plaid", "plaid", {}, 3},
+    {"ReportInMissingFolder", "compare -m @tiny --text @text --html @missing/report.html", "missing"},
 };
 
 std::string name_of_row(const testing::TestParamInfo<Refusal>& info) { return info.param.name; }
@@ -267,6 +317,7 @@ INSTANTIATE_TEST_SUITE_P(Run, Refusals, testing::ValuesIn(kRun), name_of_row);
 INSTANTIATE_TEST_SUITE_P(Tensors, Refusals, testing::ValuesIn(kTensors), name_of_row);
 INSTANTIATE_TEST_SUITE_P(Files, Refusals, testing::ValuesIn(kFiles), name_of_row);
 INSTANTIATE_TEST_SUITE_P(Bench, Refusals, testing::ValuesIn(kBench), name_of_row);
+INSTANTIATE_TEST_SUITE_P(Compare, Refusals, testing::ValuesIn(kCompare), name_of_row);
 INSTANTIATE_TEST_SUITE_P(Generate, Refusals, testing::ValuesIn(kGenerate), name_of_row);
 
 }  // namespace
