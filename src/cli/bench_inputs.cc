@@ -91,6 +91,14 @@ Tensor pattern_candidates(const BenchInput& input, uint64_t) {
   return filled(input, [&](int64_t i) { return kRows[i / 3 % 3][i % 3]; });
 }
 
+// Which of the three head patterns each head has, and budgets that each of them can use.
+Tensor head_patterns(const BenchInput& input, uint64_t) {
+  return filled(input, [](int64_t i) { return i % 3; });
+}
+Tensor head_budgets(const BenchInput& input, uint64_t) {
+  return filled(input, [](int64_t i) { return i % 2 == 0 ? 16 : 32; });
+}
+
 struct Entry {
   std::string_view name;  // of the input tensor
   Maker make;
@@ -112,6 +120,8 @@ constexpr Entry kMakers[] = {
     {"kmax", positives},
     {"labels", ones},
     {"candidates", pattern_candidates},
+    {"head_pattern", head_patterns},
+    {"head_budget", head_budgets},
     {"ln1_g", ones},
     {"ln2_g", ones},
 };
@@ -120,6 +130,11 @@ constexpr Entry kMakers[] = {
 Tensor equal_offsets(const BenchInput& input, int64_t rows) {
   const int64_t sequences = input.shape[0] - 1;
   return filled(input, [&](int64_t i) { return i * rows / std::max<int64_t>(1, sequences); });
+}
+
+// Every sequence in its second half: k_len [B] of T keys.
+Tensor partial_lengths(const BenchInput& input, int64_t keys) {
+  return filled(input, [&](int64_t i) { return keys - i * keys / (2 * input.shape[0]); });
 }
 
 Tensor normals(const BenchInput& input, uint64_t stream) {
@@ -135,6 +150,7 @@ Tensor normals(const BenchInput& input, uint64_t stream) {
 Tensor make_input(const BenchProblem& problem, const BenchInput& input, uint64_t stream) {
   if (input.spec->name == "cu_q") return equal_offsets(input, problem.symbols.at("Nq"));
   if (input.spec->name == "cu_k") return equal_offsets(input, problem.symbols.at("Nk"));
+  if (input.spec->name == "k_len") return partial_lengths(input, problem.symbols.at("Tk"));
   for (const auto& entry : kMakers)
     if (entry.name == input.spec->name) return entry.make(input, stream);
   if (is_float(input.dtype)) return normals(input, stream);

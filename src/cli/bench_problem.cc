@@ -96,13 +96,14 @@ int64_t axis_size(std::string_view text, Symbols& symbols) {
 
 // plan-attention and its kin take a mask or blocks, both optional in the spec: blocks keep long lengths
 // affordable.
-bool is_needed(const Operator& op, const TensorSpec& spec) {
+bool is_needed(const Operator& op, const TensorSpec& spec, bool every_input) {
   if (!spec.optional) return true;
   const auto has_optional = [&](std::string_view name) {
     return std::any_of(op.inputs.begin(), op.inputs.end(),
                        [&](const auto& other) { return other.optional && other.name == name; });
   };
-  return spec.name == "blocks" && has_optional("mask");
+  if (spec.name == "blocks") return has_optional("mask") || every_input;
+  return every_input && !(spec.name == "mask" && has_optional("blocks"));
 }
 
 }  // namespace
@@ -119,7 +120,7 @@ Problem BenchProblem::problem() const {
 }
 
 BenchProblem plan_bench(const Operator& op, const BenchShape& shape, options::Pairs pairs,
-                        std::optional<bool> wanted_causal) {
+                        std::optional<bool> wanted_causal, bool every_input) {
   BenchProblem problem{&op, shape, std::move(pairs), false, {}, {}};
   const auto causal = std::find_if(op.options.begin(), op.options.end(),
                                    [](const auto& info) { return info.name == "causal"; });
@@ -132,7 +133,7 @@ BenchProblem plan_bench(const Operator& op, const BenchShape& shape, options::Pa
   problem.symbols = symbols_of(op, shape, problem.options);
   bool takes_dtype = shape.dtype == DType::f32;
   for (const auto& spec : op.inputs) {
-    if (!is_needed(op, spec)) continue;
+    if (!is_needed(op, spec, every_input)) continue;
     Shape sizes;
     if (spec.any_leading) sizes = {shape.batch, shape.heads_q, shape.length_k};
     for (const auto& axis : spec.axes) sizes.push_back(axis_size(axis, problem.symbols));

@@ -39,9 +39,10 @@ struct BenchProblem {
 };
 
 /// `causal` is put into the operator's option of that name where it has one: `wanted` true or false, or
-/// nothing for the operator's default.
+/// nothing for the operator's default. `every_input` adds the optional inputs, short of a `mask` where there
+/// are `blocks`.
 BenchProblem plan_bench(const Operator& op, const BenchShape& shape, options::Pairs options,
-                        std::optional<bool> wanted_causal);
+                        std::optional<bool> wanted_causal, bool every_input = false);
 
 /// The text of an option: as set, else its default.
 std::string option_value(const BenchProblem& problem, const options::Info& info);
