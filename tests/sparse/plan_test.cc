@@ -89,7 +89,7 @@ TEST(Plan, RecallIsTheKeptProbability) {
 TEST(Plan, PictureShadesWhatIsRead) {
   const KeyPlan everything =
       plan_from_blocks(Tensor::from(std::vector<uint8_t>(4, 1), {1, 1, 2, 2}), 8, 8, 16, 16);
-  EXPECT_EQ(plan_picture(everything, 0, 0, 2), "# \n##\n");
+  EXPECT_EQ(plan_picture(everything, 0, 0, 2), "+ \n#+\n");  // rows 4 and 12 see 5 and 13 keys
   EXPECT_THROW(plan_picture(everything, 0, 1, 2), Error);
 }
 
