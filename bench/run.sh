@@ -16,5 +16,5 @@ echo "== training"
 "$fovea" bench flash-attention-backward memory-efficient-attention-backward --length 2k --heads 9/3 --dim 64 --causal "$@"
 if $peers; then
   echo "== the model runner beside llama.cpp, same file, same threads, alternating"
-  bench/peers/llama_cpp.sh
+  bench/peers/beside_llama_cpp.sh
 fi

@@ -22,7 +22,7 @@ constexpr int64_t kLongestChunk = 8192;
 struct GenerateArguments {
   std::string model, prompt, file, system, recipe = "exact";
   std::string tokens = "256", context;
-  bool chat = false, raw = false, stats = false, json = false;
+  bool chat = false, raw = false, ignore_end = false, stats = false, json = false;
   ThreadsArgument threads;
   std::vector<std::string> sampler;  // as the flags gave them, one for each field of SamplerOptions
 };
@@ -115,11 +115,14 @@ void run_generate(const GenerateArguments& arguments) {
   const int64_t chunks = (length + kLongestChunk - 1) / kLongestChunk;
   Progress progress("reading " + std::to_string(length) + " tokens", chunks * model->config().layers);
   show_progress(session, progress);
-  const auto generation = model::generate(session, prompt, tokens, sampler, [&](std::string_view piece) {
-    progress.finish();
-    if (!arguments.json) std::cout << piece << std::flush;
-    return true;
-  });
+  const auto generation = model::generate(
+      session, prompt, tokens, sampler,
+      [&](std::string_view piece) {
+        progress.finish();
+        if (!arguments.json) std::cout << piece << std::flush;
+        return true;
+      },
+      arguments.ignore_end);
   if (arguments.json) {
     std::cout << generation_json(generation, path, recipe.to_string())
                      .dump(2, ' ', false, nlohmann::ordered_json::error_handler_t::replace)
@@ -159,6 +162,7 @@ Command add_generate(CLI::App& program) {
   CLI::Option* chat = parser->add_flag("--chat", arguments->chat,
                                        "as a user's message (default where the model has a template)");
   parser->add_flag("--raw", arguments->raw, "as plain text to continue")->excludes(chat);
+  parser->add_flag("--ignore-end", arguments->ignore_end, "go on past tokens that end the text, up to -n");
   parser->add_option("--recipe", arguments->recipe, "how to attend (default exact)")->type_name("RECIPE");
   parser->add_option("-n,--tokens", arguments->tokens, "new tokens at most (default 256)")->type_name("N");
   parser->add_option("--context", arguments->context, "tokens to make room for (default: the model's own)")

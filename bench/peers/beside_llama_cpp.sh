@@ -10,4 +10,4 @@ if [ ! -x "$environment/bin/python" ]; then
   python3 -m venv "$environment"
   CMAKE_ARGS=-DGGML_NATIVE=ON "$environment/bin/pip" install --quiet llama-cpp-python
 fi
-exec "$environment/bin/python" bench/peers/llama_cpp.py --fovea build/program/bin/fovea --model "$model" "$@"
+exec "$environment/bin/python" bench/peers/beside_llama_cpp.py --fovea build/program/bin/fovea --model "$model" "$@"
