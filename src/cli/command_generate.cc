@@ -16,9 +16,6 @@
 namespace fovea::cli {
 namespace {
 
-// Prompt tokens that go through the layers at once: bounds the memory of a long prompt.
-constexpr int64_t kLongestChunk = 8192;
-
 struct GenerateArguments {
   std::string model, prompt, file, system, recipe = "exact";
   std::string tokens = "256", context;
@@ -109,10 +106,9 @@ void run_generate(const GenerateArguments& arguments) {
   const auto model = load_model(path);
   const auto prompt = prompt_tokens(arguments, *model);
   const auto length = static_cast<int64_t>(prompt.size());
-  session_options.chunk = std::clamp<int64_t>(length, 1, kLongestChunk);
   model::Session session(model, recipe, session_options);
 
-  const int64_t chunks = (length + kLongestChunk - 1) / kLongestChunk;
+  const int64_t chunks = (length + session.chunk() - 1) / session.chunk();
   Progress progress("reading " + std::to_string(length) + " tokens", chunks * model->config().layers);
   show_progress(session, progress);
   const auto generation = model::generate(

@@ -211,14 +211,13 @@ Comparison compare(std::shared_ptr<const model::Model> model, const std::string&
     const PlantedText text_tokens = plant_facts(
         model->tokenizer(), text, options.facts > 0 ? length - kQuestionTokens : length, options.facts);
     const std::span<const int32_t> tokens(text_tokens.tokens);
-    const model::SessionOptions session_options{.context = length, .chunk = length};
     Distributions exact;
     for (const Recipe& recipe : recipes) {
       begin(recipe.to_string(), length);
       RecipeMeasurement row;
       row.recipe = recipe.to_string();
       row.length = length;
-      Session session(model, recipe, session_options);
+      Session session(model, recipe, {.context = length});
       Distributions found = run_text(session, tokens, options.decoded, row);
       if (&recipe == &recipes.front()) exact = found;
       score(exact, found, row);
@@ -229,7 +228,7 @@ Comparison compare(std::shared_ptr<const model::Model> model, const std::string&
     PlanStudy study(recipes, length == longest ? options.map_size : 0);
     begin("plans of exact attention's heads", length);
     if (!study.needed()) continue;
-    Session observed(model, {}, session_options);
+    Session observed(model, {}, {.context = length, .chunk = length});
     observed.observe([&](const model::PrefillView& view) { study.see(view); });
     observed.prefill(tokens.first(tokens.size() - static_cast<size_t>(options.decoded)));
     AttentionMaps maps = study.take();

@@ -18,6 +18,8 @@ namespace fovea::model {
 namespace {
 
 constexpr int64_t kLargestChunk = 8192;
+// A streaming head sees all of its own chunk: only in chunks does it save work.
+constexpr int64_t kStreamingChunk = 2048;
 constexpr int64_t kLogitRows = 64;  // rows of logits made at a time when all are asked for
 
 class Stopwatch {
@@ -91,7 +93,9 @@ struct Session::State {
       : model(std::move(shared_model)),
         recipe(wanted),
         context(options.context > 0 ? options.context : model->config().context),
-        chunk(options.chunk > 0 ? options.chunk : kLargestChunk),
+        chunk(options.chunk > 0                                 ? options.chunk
+              : !wanted.heads.empty() && wanted.prefill.empty() ? kStreamingChunk
+                                                                : kLargestChunk),
         planner(make_planner(recipe)),
         transformer(model->weights(), model->config(),
                     make_rope(model->config().rope_scaling, model->config().dim, model->config().rope_theta,
@@ -217,6 +221,7 @@ Tensor Session::decode(std::span<const int32_t> tokens) {
 const Model& Session::model() const { return *state_->model; }
 const Recipe& Session::recipe() const { return state_->recipe; }
 int64_t Session::length() const { return state_->length; }
+int64_t Session::chunk() const { return state_->chunk; }
 int64_t Session::context() const { return state_->context; }
 SessionTimes Session::times() const { return state_->times; }
 

@@ -15,7 +15,10 @@ namespace fovea::model {
 
 struct SessionOptions {
   int64_t context = 0;  ///< tokens the session may hold; 0: what the model was made for
-  int64_t chunk = 0;  ///< prompt tokens that go through the layers at once; 0: the whole prompt, at most 8192
+  /// Prompt tokens that go through the layers at once. 0: the whole prompt, at most 8192, since planners
+  /// judge by its last rows; with heads=duo and no planner 2048, since a streaming head sees all of its own
+  /// chunk.
+  int64_t chunk = 0;
 };
 
 /// What one layer's attention saw of a prompt chunk: q [1,Hq,T,D] and k [1,Hkv,Tk,D] after rope, the rows
@@ -64,6 +67,8 @@ class Session {
   /// Tokens seen, and the most there may be.
   int64_t length() const;
   int64_t context() const;
+  /// Prompt tokens that go through the layers at once.
+  int64_t chunk() const;
   /// Bytes that hold keys and values now, and that the last decode read of them, over all layers.
   int64_t kv_bytes() const;
   int64_t bytes_read() const;
