@@ -6,8 +6,6 @@
 #include <filesystem>
 
 #include "fovea/core/error.h"
-#include "fovea/io/file.h"
-#include "fovea/model/sha256.h"
 
 namespace fovea::model {
 namespace {
@@ -65,15 +63,6 @@ std::string find_model(const std::string& wanted, const std::string& folder) {
           " was not found: no such path, and " + folder +
           (known.empty() ? " holds no models" : " holds only " + known),
       ErrorCode::not_found);
-}
-
-void verify_default_model(const std::string& path) {
-  const io::MappedFile file = io::map_file(path);
-  require(static_cast<int64_t>(file.bytes.size()) == kDefaultModel.bytes, path, ": has ", file.bytes.size(),
-          " bytes, the default model has ", kDefaultModel.bytes);
-  const std::string digest = sha256(file.bytes);
-  require(digest == kDefaultModel.sha256, path, ": has SHA-256 ", digest, ", the default model has ",
-          kDefaultModel.sha256);
 }
 
 }  // namespace fovea::model

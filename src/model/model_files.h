@@ -36,7 +36,4 @@ std::vector<LocalModel> list_models(const std::string& folder);
 /// there is.
 std::string find_model(const std::string& wanted, const std::string& folder);
 
-/// Whether the file is complete: size and SHA-256 of the default model. Throws Error that says what differs.
-void verify_default_model(const std::string& path);
-
 }  // namespace fovea::model
