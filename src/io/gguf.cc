@@ -363,7 +363,9 @@ kernels::AffineWeight GgufFile::affine(const GgufTensor& tensor) const {
   float* scale = weight.scale.data<float>();
   float* offset = weight.offset.data<float>();
   const int64_t blocks_per_row = weight.columns / layout.block, groups = layout.block / layout.group;
-  parallel_for(weight.rows, [&](int64_t row, int) {
+  // A file may name any number of rows without columns: nothing lies there to visit.
+  const int64_t rows = blocks_per_row > 0 ? weight.rows : 0;
+  parallel_for(rows, [&](int64_t row, int) {
     GgufBlock block;
     for (int64_t i = row * blocks_per_row; i < (row + 1) * blocks_per_row; ++i) {
       unpack_block(tensor.type, tensor.bytes.data() + i * layout.bytes, block);

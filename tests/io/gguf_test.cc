@@ -121,6 +121,11 @@ TEST(Gguf, AcceptsVersionTwoAndNoTensors) {
   EXPECT_EQ(GgufBuilder().head(1, 0).tensor("empty", {0, 4}, 0, 0).parse().tensors()[0].shape, (Shape{4, 0}));
 }
 
+TEST(Gguf, RowsWithoutColumnsCostNothing) {
+  const GgufFile file = GgufBuilder().head(1, 0).tensor("w", {0, int64_t{1} << 40}, 8, 0).parse();
+  EXPECT_EQ(file.affine(file.tensors()[0]).rows, int64_t{1} << 40);
+}
+
 struct Hostile {
   const char* name;
   std::function<void(GgufBuilder&)> build;
