@@ -2,6 +2,7 @@
 #include "fovea/model/model_files.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -16,7 +17,7 @@ namespace fs = std::filesystem;
 class ModelFiles : public testing::Test {
  protected:
   void SetUp() override {
-    folder_ = testing::TempDir() + "fovea_model_files";
+    folder_ = testing::TempDir() + "fovea_model_files_" + std::to_string(getpid());
     fs::remove_all(folder_);
     fs::create_directories(folder_ + "/a-folder");
     std::ofstream(folder_ + "/Tiny-Model.gguf") << "1234";

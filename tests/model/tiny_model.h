@@ -2,6 +2,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <cstdint>
@@ -130,7 +131,8 @@ inline void write_text(const std::string& path, const std::string& text) {
 /// A folder that is gone when the object is.
 class TemporaryFolder {
  public:
-  explicit TemporaryFolder(const std::string& name) : path_(testing::TempDir() + "fovea_" + name) {
+  explicit TemporaryFolder(const std::string& name)
+      : path_(testing::TempDir() + "fovea_" + name + "_" + std::to_string(getpid())) {
     std::filesystem::remove_all(path_);
     std::filesystem::create_directories(path_);
   }
