@@ -36,7 +36,8 @@ class SmolLm : public testing::Test {
  protected:
   void SetUp() override {
     const char* path = std::getenv("FOVEA_TEST_MODEL");
-    if (path == nullptr) GTEST_SKIP() << "FOVEA_TEST_MODEL does not name SmolLM2-135M-Instruct.Q4_1.gguf";
+    if (path == nullptr || *path == '\0')
+      GTEST_SKIP() << "FOVEA_TEST_MODEL does not name SmolLM2-135M-Instruct.Q4_1.gguf";
     path_ = path;
     fixture_ =
         io::read_safetensors(std::string(FOVEA_SOURCE_DIR) + "/tests/model/data/smollm_logits.safetensors");

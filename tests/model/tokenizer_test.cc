@@ -198,7 +198,7 @@ TEST(FromGguf, RefusesWhatItCannotUse) {
 // The texts and ids of tests/fixtures/tokenizer.py.
 TEST(Smollm2, EncodesAsLlamaCppDoes) {
   const char* path = std::getenv("FOVEA_TEST_MODEL");
-  if (path == nullptr)
+  if (path == nullptr || *path == '\0')
     GTEST_SKIP() << "set FOVEA_TEST_MODEL to SmolLM2-135M-Instruct.Q4_1.gguf to run this test";
   const Tokenizer tokenizer = Tokenizer::from_gguf(io::GgufFile::read(path));
   std::ifstream file(std::string(FOVEA_SOURCE_DIR) + "/tests/model/data/tokenizer_smollm2.json");
