@@ -97,10 +97,17 @@ class ScanTask {
     float *q = queries_.data(), *p = scores_.data(), *o = outputs_.data();
     load_tokens(a_->q, b, h, first, count, 0, a_->dim, a_->scale, q, width);
     keys.score(q, false, p);
-    for (int64_t r = 0; r < rows; r += kScanBlock)
+    for (int64_t r = 0; r < rows; r += kScanBlock) {
+      const int64_t next = first + chunk + r;
+      prefetch_tokens(a_->q, b, h, next, kScanBlock, a_->length, 0, a_->dim);
+      if (h % a_->group() == 0) {
+        prefetch_tokens(a_->k, b, h / a_->group(), next, kScanBlock, a_->length, 0, a_->dim);
+        prefetch_tokens(a_->v, b, h / a_->group(), next, kScanBlock, a_->length, column, columns);
+      }
       multiply({p + r * chunk, chunk, 1, chunk_.writes(), width_v_, o + r * width_v_, width_v_, kScanBlock,
                 r + kScanBlock, false},
                width_v_);
+    }
     keys.decay_from_start(q);
     multiply({q, width, 1, state_.data(), width_v_, o, width_v_, rows, a_->dim, true}, width_v_);
     const View& to = problem_->o;

@@ -11,6 +11,7 @@
 #include <limits>
 
 #include "fovea/core/memory.h"
+#include "hwy/cache_control.h"
 #include "kernels/cpu/tile-inl.h"
 #include "kernels/linear_scan_args.h"
 
@@ -26,6 +27,7 @@ namespace fovea::kernels::HWY_NAMESPACE {
 
 /// Tokens of a block; chunks are padded to whole blocks with tokens that change nothing.
 inline constexpr int64_t kScanBlock = 16;
+inline constexpr int64_t kCacheLine = 64;
 static_assert(kScanBlock % kLanes == 0);
 
 HWY_INLINE int64_t scan_width(int64_t dim) {
@@ -88,6 +90,17 @@ HWY_INLINE void load_tokens(const View& from, int64_t b, int64_t head, int64_t f
     load_row(from.at(b, head, first + t) + column * size_of(from.dtype), from.dtype, columns, factor, to,
              width);
   std::fill(to, to + (round_up(count, kScanBlock) - count) * width, 0.0f);
+}
+
+/// Asks for the rows [first, first + count) of a tensor, as far as there are so many: products run long
+/// enough for memory to bring what the next chunk loads.
+HWY_INLINE void prefetch_tokens(const View& from, int64_t b, int64_t head, int64_t first, int64_t count,
+                                int64_t length, int64_t column, int64_t columns) {
+  const int64_t bytes = columns * size_of(from.dtype);
+  for (int64_t t = first; t < std::min(first + count, length); ++t) {
+    const char* row = from.at(b, head, t) + column * size_of(from.dtype);
+    for (int64_t at = 0; at < bytes; at += kCacheLine) hwy::Prefetch(row + at);
+  }
 }
 
 // ---- a block of 16 tokens on the diagonal, decays of channels ----

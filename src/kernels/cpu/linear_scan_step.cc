@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// One token of the linear scan: every state is read and written once, in blocks of columns that stay in
-// registers and cache between the passes of the delta rule and of the query heads:
+// One token of the linear scan:
 //   e = v - delta k Diag(a) S      S <- Diag(a) S + k^T (beta e)      o = scale q S
+// It is bound by memory, and every state is read and written once: in whole rows where they are not longer
+// than the sums that fit the registers, since stores between the loads of a long stream would hold it up.
+// What the delta rule and further query heads read again is then in cache.
 #include <vector>
 
 #include "kernels/cpu/linear_scan.h"
@@ -18,119 +20,156 @@ namespace {
 
 using cpu::LinearScanProblem;
 
-// Vectors of state columns at a time.
-constexpr int kStepVectors = 4;
+// Vectors of state columns at a time: half of the registers.
+constexpr int kStepVectors = 4 * kBlockVectors;
 constexpr int64_t kStepColumns = kStepVectors * kLanes;
+
+// A vector at `from`, of which `count` lanes are there.
+HWY_INLINE FloatVector load_some(const float* from, int64_t count) {
+  const Floats d;
+  if (count >= kLanes) return hn::LoadU(d, from);
+  HWY_ALIGN float lanes[kLanes] = {};
+  std::memcpy(lanes, from, static_cast<size_t>(count) * sizeof(float));
+  return hn::Load(d, lanes);
+}
+HWY_INLINE void store_some(FloatVector x, float* to, int64_t count) {
+  const Floats d;
+  if (count >= kLanes) return hn::StoreU(x, d, to);
+  HWY_ALIGN float lanes[kLanes];
+  hn::Store(x, d, lanes);
+  std::memcpy(to, lanes, static_cast<size_t>(count) * sizeof(float));
+}
 
 class StepTask {
  public:
+  bool ready() const { return problem_ != nullptr; }
   void reserve(const LinearScanProblem& problem) {
     problem_ = &problem, a_ = &problem.args;
-    key_.reserve(scan_width(a_->dim));
-    query_.reserve(scan_width(a_->dim));
-    decay_.reserve(scan_width(a_->dim));
+    for (auto* row : {&key_, &query_, &decay_, &reader_}) row->reserve(scan_width(a_->dim));
+    values_.reserve(kStepColumns);
   }
 
   void run(int64_t b, int64_t kv, int64_t column) {
     if (b != batch_ || kv != head_) load(b, kv);
-    batch_ = b, head_ = kv;
-    for (const int64_t end = std::min(a_->dim_v, column + kStepColumns); column < end;) {
-      if (column + kStepColumns <= end)
-        columns<kStepVectors>(b, kv, column, kStepColumns), column += kStepColumns;
-      else
-        columns<1>(b, kv, column, std::min(kLanes, end - column)), column += kLanes;
-    }
+    for_columns<kStepVectors>(column, std::min(a_->dim_v, column + kStepColumns));
   }
 
  private:
   void load(int64_t b, int64_t kv) {
-    load_row(a_->k.at(b, kv, 0), a_->k.dtype, a_->dim, 1.0f, key_.data(), a_->dim);
+    batch_ = b, head_ = kv;
     const int64_t width = scan_width(a_->dim);
+    load_row(a_->k.at(b, kv, 0), a_->k.dtype, a_->dim, 1.0f, key_.data(), width);
     if (a_->decay == Decay::channel)
       load_row(a_->log_decay.at<float>(b, kv, 0), a_->dim, 1.0f, decay_.data(), width);
     else
       std::fill_n(decay_.data(), width, a_->decay == Decay::none ? 0.0f : *a_->log_decay.at<float>(b, kv, 0));
     exp_row(decay_.data(), width);
+    std::copy(key_.data(), key_.data() + width, reader_.data());
+    multiply_row(reader_.data(), decay_.data(), width);
   }
 
-  // The first `count` columns from `column` on; whole vectors where count is their size.
   template <int kVectors>
-  void columns(int64_t b, int64_t kv, int64_t column, int64_t count) {
+  void for_columns(int64_t column, int64_t end) {
+    for (; column + kVectors * kLanes <= end; column += kVectors * kLanes) columns<kVectors>(column, kLanes);
+    if (column == end) return;
+    if constexpr (kVectors > 1)
+      for_columns<kVectors / 2>(column, end);
+    else
+      columns<1>(column, end - column);
+  }
+
+  // kVectors vectors of columns; `lanes` of each are there.
+  template <int kVectors>
+  void columns(int64_t column, int64_t lanes) {
     const Floats d;
-    const bool whole = count == kVectors * kLanes;
-    const auto load = [&](const float* from, int v) HWY_ATTR {
-      if (whole) return hn::LoadU(d, from + v * kLanes);
-      HWY_ALIGN float part[kLanes] = {};
-      std::memcpy(part, from, static_cast<size_t>(count) * sizeof(float));
-      return hn::Load(d, part);
-    };
-    const auto store = [&](FloatVector x, float* to, int v) HWY_ATTR {
-      if (whole) return hn::StoreU(x, d, to + v * kLanes);
-      HWY_ALIGN float part[kLanes];
-      hn::Store(x, d, part);
-      std::memcpy(to, part, static_cast<size_t>(count) * sizeof(float));
-    };
-    const float *key = key_.data(), *decay = decay_.data();
-    HWY_ALIGN float values[kVectors * kLanes];
-    load_row(a_->v.at(b, kv, 0) + column * size_of(a_->v.dtype), a_->v.dtype, count, 1.0f, values,
+    const View &v = a_->v, &o = problem_->o;
+    const int64_t count = (kVectors - 1) * kLanes + lanes, group = a_->group();
+    load_row(v.at(batch_, head_, 0) + column * size_of(v.dtype), v.dtype, count, 1.0f, values_.data(),
              kVectors * kLanes);
-    FloatVector write[kVectors];
-    for (int v = 0; v < kVectors; ++v) write[v] = hn::Load(d, values + v * kLanes);
-    if (a_->delta) {
-      for (int64_t c = 0; c < a_->dim; ++c) {
-        const auto factor = hn::Set(d, key[c] * decay[c]);
-        const float* from = a_->state.at<float>(b, kv, c) + column;
-        for (int v = 0; v < kVectors; ++v) write[v] = hn::NegMulAdd(factor, load(from, v), write[v]);
+    if (a_->delta) subtract<kVectors>(column, lanes);
+    if (a_->beta) multiply_row(values_.data(), *a_->beta.at<float>(batch_, head_, 0), kVectors * kLanes);
+    HWY_ALIGN float outputs[kVectors * kLanes];
+    for (int64_t g = 0; g < group; ++g) {
+      const int64_t h = head_ * group + g;
+      load_row(a_->q.at(batch_, h, 0), a_->q.dtype, a_->dim, a_->scale, query_.data(), scan_width(a_->dim));
+      FloatVector sums[kVectors];
+      for (int i = 0; i < kVectors; ++i) sums[i] = hn::Zero(d);
+      if (g == 0)
+        advance<kVectors>(column, lanes, sums);
+      else
+        read<kVectors>(column, lanes, sums);
+      for (int i = 0; i < kVectors; ++i) hn::Store(sums[i], d, outputs + i * kLanes);
+      store_row(outputs, count, 1.0f, o.at(batch_, h, 0) + column * size_of(o.dtype), o.dtype);
+    }
+  }
+
+  // values -= k Diag(a) S
+  template <int kVectors>
+  void subtract(int64_t column, int64_t lanes) {
+    const Floats d;
+    FloatVector sums[kVectors];
+    for (int i = 0; i < kVectors; ++i) sums[i] = hn::LoadU(d, values_.data() + i * kLanes);
+    for (int64_t c = 0; c < a_->dim; ++c) {
+      const float* from = a_->state.at<float>(batch_, head_, c) + column;
+      const auto reader = hn::Set(d, reader_[c]);
+      for (int i = 0; i < kVectors; ++i)
+        sums[i] = hn::NegMulAdd(reader, load_some(from + i * kLanes, lanes), sums[i]);
+    }
+    for (int i = 0; i < kVectors; ++i) hn::StoreU(sums[i], d, values_.data() + i * kLanes);
+  }
+
+  // S <- Diag(a) S + k^T values, and the new state's sums for the query.
+  template <int kVectors>
+  void advance(int64_t column, int64_t lanes, FloatVector* HWY_RESTRICT to_sums) {
+    const Floats d;
+    FloatVector sums[kVectors];
+    for (int i = 0; i < kVectors; ++i) sums[i] = hn::Zero(d);
+    const float* values = values_.data();
+    for (int64_t c = 0; c < a_->dim; ++c) {
+      const float* from = a_->state.at<float>(batch_, head_, c) + column;
+      float* to = problem_->state_out.at<float>(batch_, head_, c) + column;
+      const auto key = hn::Set(d, key_[c]), decay = hn::Set(d, decay_[c]), query = hn::Set(d, query_[c]);
+      for (int i = 0; i < kVectors; ++i) {
+        const auto s = hn::MulAdd(key, hn::LoadU(d, values + i * kLanes),
+                                  hn::Mul(decay, load_some(from + i * kLanes, lanes)));
+        store_some(s, to + i * kLanes, lanes);
+        sums[i] = hn::MulAdd(query, s, sums[i]);
       }
     }
-    if (a_->beta) {
-      const auto beta = hn::Set(d, *a_->beta.at<float>(b, kv, 0));
-      for (int v = 0; v < kVectors; ++v) write[v] = hn::Mul(beta, write[v]);
+    for (int i = 0; i < kVectors; ++i) to_sums[i] = sums[i];
+  }
+
+  template <int kVectors>
+  void read(int64_t column, int64_t lanes, FloatVector* HWY_RESTRICT to_sums) {
+    const Floats d;
+    FloatVector sums[kVectors];
+    for (int i = 0; i < kVectors; ++i) sums[i] = hn::Zero(d);
+    for (int64_t c = 0; c < a_->dim; ++c) {
+      const float* from = problem_->state_out.at<float>(batch_, head_, c) + column;
+      const auto query = hn::Set(d, query_[c]);
+      for (int i = 0; i < kVectors; ++i)
+        sums[i] = hn::MulAdd(query, load_some(from + i * kLanes, lanes), sums[i]);
     }
-    const int64_t group = a_->group();
-    for (int64_t h = kv * group; h == kv * group || h < (kv + 1) * group; ++h) {
-      FloatVector sum[kVectors];
-      for (int v = 0; v < kVectors; ++v) sum[v] = hn::Zero(d);
-      const bool first = h == kv * group, reads = group > 0;
-      float* query = query_.data();
-      if (reads) load_row(a_->q.at(b, h, 0), a_->q.dtype, a_->dim, a_->scale, query, a_->dim);
-      for (int64_t c = 0; c < a_->dim; ++c) {
-        float* to = problem_->state_out.at<float>(b, kv, c) + column;
-        const float* from = first ? a_->state.at<float>(b, kv, c) + column : to;
-        const auto q = hn::Set(d, reads ? query[c] : 0.0f), k = hn::Set(d, key[c]), a = hn::Set(d, decay[c]);
-        for (int v = 0; v < kVectors; ++v) {
-          auto s = load(from, v);
-          if (first) {
-            s = hn::MulAdd(k, write[v], hn::Mul(a, s));
-            store(s, to, v);
-          }
-          sum[v] = hn::MulAdd(q, s, sum[v]);
-        }
-      }
-      if (!reads) return;
-      for (int v = 0; v < kVectors; ++v) hn::Store(sum[v], d, values + v * kLanes);
-      store_row(values, count, 1.0f, problem_->o.at(b, h, 0) + column * size_of(problem_->o.dtype),
-                problem_->o.dtype);
-    }
+    for (int i = 0; i < kVectors; ++i) to_sums[i] = sums[i];
   }
 
   const LinearScanProblem* problem_ = nullptr;
   const LinearScanArgs* a_ = nullptr;
   int64_t batch_ = -1, head_ = -1;
-  memory::Buffer<float> key_, query_, decay_;
+  memory::Buffer<float> key_, query_, decay_, reader_, values_;
 };
 
 void step(const LinearScanProblem& problem) {
   const LinearScanArgs& a = problem.args;
   const int64_t parts = (a.dim_v + kStepColumns - 1) / kStepColumns;
   std::vector<StepTask> tasks(static_cast<size_t>(threads()));
-  for (StepTask& task : tasks) task.reserve(problem);
-  cpu::parallel_rows(a.batch * a.heads_kv * parts, a.dim * kStepColumns,
+  cpu::parallel_rows(a.batch * a.heads_kv * parts, a.dim * std::min(a.dim_v, kStepColumns),
                      [&](int64_t begin, int64_t end, int worker) {
+                       StepTask& task = tasks[static_cast<size_t>(worker)];
+                       if (!task.ready()) task.reserve(problem);
                        for (int64_t row = begin; row < end; ++row) {
                          const int64_t unit = row / parts;
-                         tasks[static_cast<size_t>(worker)].run(unit / a.heads_kv, unit % a.heads_kv,
-                                                                row % parts * kStepColumns);
+                         task.run(unit / a.heads_kv, unit % a.heads_kv, row % parts * kStepColumns);
                        }
                      });
 }
