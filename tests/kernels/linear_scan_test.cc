@@ -53,7 +53,7 @@ void expect_matches(const ScanInputs& in, double tolerance = 2e-6, double state_
 TEST_F(LinearScan, MatchesTheRecurrenceForOddSizesGroupsAndAllRules) {
   for (const ScanSizes& s :
        {ScanSizes{1, 1, 1, 1, 1, 1}, ScanSizes{2, 2, 1, 63, 33, 17}, ScanSizes{1, 6, 2, 100, 16, 48},
-        ScanSizes{1, 2, 2, 257, 20, 5}, ScanSizes{2, 3, 3, 65, 64, 65}})
+        ScanSizes{1, 2, 2, 257, 20, 5}, ScanSizes{1, 3, 3, 65, 40, 65}})
     for (const Rule& rule : all_rules()) {
       SCOPED_TRACE(testing::PrintToString(s) + " " + rule.name());
       expect_matches(scan_inputs(s, rule));
@@ -199,11 +199,12 @@ TEST_F(LinearScan, GoesOnFromAnyPoint) {
 }
 
 TEST_F(LinearScan, StepsGoOnWhereForwardEnded) {
-  for (const ScanSizes& s : {ScanSizes{2, 6, 2, 90, 20, 24}, ScanSizes{1, 2, 2, 90, 64, 130}})
+  for (const ScanSizes& s : {ScanSizes{2, 6, 2, 90, 20, 24}, ScanSizes{1, 1, 1, 90, 30, 150}})
     for (const Rule& rule : all_rules()) {
       SCOPED_TRACE(rule.name());
       const ScanInputs in = scan_inputs(s, rule);
       const reference::Scan want(in);
+      const Tensor want_o = want.o.tensor();
       reference::for_each_simd_target([&](const std::string& target) {
         SCOPED_TRACE(target);
         Tensor state = run(tokens_of(in, 0, 70)).state;
@@ -212,7 +213,7 @@ TEST_F(LinearScan, StepsGoOnWhereForwardEnded) {
           token.params.state = {};
           const Tensor next = t % 2 ? state : Tensor::empty(state.shape());
           const Tensor o = linear_scan_step(token.q, token.k, token.v, state, next, token.params);
-          EXPECT_LE(relative_error(o, want.o.tensor().slice(2, t, t + 1)), 4e-6);
+          EXPECT_LE(relative_error(o, want_o.slice(2, t, t + 1)), 4e-6);
           state = next;
         }
         EXPECT_LE(relative_error(state, want.state.tensor()), 2e-6);
