@@ -6,6 +6,7 @@
 #include "fovea/kernels/elementwise.h"
 #include "fovea/kernels/hadamard.h"
 #include "fovea/kernels/key_plan.h"
+#include "fovea/kernels/linear_scan.h"
 #include "fovea/kernels/matmul.h"
 #include "fovea/kernels/permute.h"
 #include "fovea/kernels/pooling.h"

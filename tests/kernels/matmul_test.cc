@@ -9,6 +9,7 @@
 #include <random>
 
 #include "fovea/core/thread_pool.h"
+#include "support/attention_problem.h"
 #include "support/reference.h"
 
 namespace fovea::kernels {
@@ -126,8 +127,11 @@ TEST_P(Affine, ProductEqualsTheDequantisedOneOfRoundedActivations) {
       const AffineWeight w = weight(rows, 3);
       const Tensor x = random_matrix(m, w.columns);
       const int64_t group = w.group % 32 == 0 ? 32 : 16;
-      EXPECT_LT(product_error(apply(*make_linear(w), x), rounded_activations(x, group), dequantize(w)), 1e-6)
-          << rows << " " << m;
+      reference::for_each_simd_target([&](const std::string& target) {
+        EXPECT_LT(product_error(apply(*make_linear(w), x), rounded_activations(x, group), dequantize(w)),
+                  1e-6)
+            << target << " " << rows << " " << m;
+      });
     }
 }
 
@@ -150,10 +154,15 @@ TEST(AffineLinear, KeepsFourBitCodesAndHalfScalesInFiveBitsAWeight) {
 }
 
 TEST(AffineLinear, ExtremeCodesDoNotOverflow) {
-  AffineWeight w = random_affine(16, 512, 8, 32, true);
-  std::fill_n(w.codes.data<uint8_t>(), w.codes.size(), uint8_t{255});
-  const Tensor x = Tensor::full({2, 512}, -3.0f);
-  EXPECT_LT(product_error(apply(*make_linear(w), x), x, dequantize(w)), 1e-6);
+  for (int bits : {4, 8})
+    for (float value : {-3.0f, 3.0f}) {
+      AffineWeight w = random_affine(16, 512, bits, 32, true);
+      std::fill_n(w.codes.data<uint8_t>(), w.codes.size(), uint8_t{255});
+      const Tensor x = Tensor::full({5, 512}, value);
+      reference::for_each_simd_target([&](const std::string& target) {
+        EXPECT_LT(product_error(apply(*make_linear(w), x), x, dequantize(w)), 1e-6) << target << " " << bits;
+      });
+    }
 }
 
 TEST(AffineLinear, NotFiniteActivationsMakeTheirRowNan) {

@@ -7,6 +7,7 @@
 
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "kernels/cpu/matmul_pairs-inl.h"
 #include "kernels/cpu/matmul_panels.h"
 #include "kernels/cpu/matmul_vnni-inl.h"
 
@@ -21,101 +22,38 @@ HWY_BEFORE_NAMESPACE();
 namespace fovea::kernels::cpu::HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-using Float16Lanes = HWY_CAPPED(float, 16);
-using IntLanes = hn::Rebind<int32_t, Float16Lanes>;
-using IntVector = hn::Vec<IntLanes>;
-
-// Adds the four products of each 32-bit lane's bytes: codes (unsigned) times x (signed, the same four
-// everywhere).
-inline IntVector add_quad(IntLanes d, IntVector sum, IntVector codes, int32_t quad) {
-#if HWY_ARCH_X86 && HWY_TARGET != HWY_SCALAR
-  // Pairs of 16-bit products: bytes 0 and 2, then bytes 1 and 3.
-  const hn::Repartition<int16_t, IntLanes> d16;
-  const hn::Repartition<uint16_t, IntLanes> u16;
-  const auto x = hn::BitCast(d16, hn::Set(d, quad));
-  const auto even = hn::BitCast(d16, hn::And(codes, hn::Set(d, 0x00FF00FF)));
-  const auto odd = hn::BitCast(d16, hn::ShiftRight<8>(hn::BitCast(u16, codes)));
-  auto unused = hn::Zero(d);
-  sum = hn::ReorderWidenMulAccumulate(d, even, hn::ShiftRight<8>(hn::ShiftLeft<8>(x)), sum, unused);
-  return hn::ReorderWidenMulAccumulate(d, odd, hn::ShiftRight<8>(x), sum, unused);
-#else
-  const auto low = hn::Set(d, 0xFF);
-  const auto byte = [quad](int shift) { return static_cast<int32_t>(static_cast<int8_t>(quad >> shift)); };
-  sum = hn::Add(sum, hn::Mul(hn::And(codes, low), hn::Set(d, byte(0))));
-  sum = hn::Add(sum, hn::Mul(hn::And(hn::ShiftRight<8>(codes), low), hn::Set(d, byte(8))));
-  sum = hn::Add(sum, hn::Mul(hn::And(hn::ShiftRight<16>(codes), low), hn::Set(d, byte(16))));
-  return hn::Add(sum, hn::Mul(hn::And(hn::ShiftRight<24>(codes), low), hn::Set(d, byte(24))));
-#endif
-}
-
 inline hn::Vec<Float16Lanes> load_scales(Float16Lanes d, const uint8_t* at, int64_t lane, bool half) {
   if (!half) return hn::LoadU(d, reinterpret_cast<const float*>(at) + lane);
   const hn::Rebind<hwy::float16_t, Float16Lanes> dh;
   return hn::PromoteTo(d, hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(at) + lane));
 }
 
-inline int32_t load_quad(const int8_t* at) {
-  int32_t quad;
-  std::memcpy(&quad, at, sizeof(quad));
-  return quad;
-}
-
-// One vector of the panel's lanes, from `lane` on, for kRows (1 or 4) rows of x from `row` on.
+// One vector of the panel's lanes, from `lane` on, for kRows rows of x from `row` on.
 template <int kBits, int kRows>
 void affine_tile(const AffinePanels& panels, const uint8_t* panel, int64_t lane, const QuantizedRows& x,
                  int64_t row, float* y, int64_t y_stride) {
   const Float16Lanes d;
-  const IntLanes di;
-  const hn::Repartition<uint8_t, IntLanes> d8;
-  const int64_t groups = panels.groups(), group = panels.group, columns = x.columns;
+  const int64_t groups = panels.groups(), group = panels.group;
   const int64_t scale_bytes = kPanelRows * (panels.half_scales ? 2 : 4);
-  const int8_t* codes = x.codes + row * columns;
+  const int8_t* codes = x.codes + row * x.columns;
   const float* scale_x = x.scale + row * groups;
   const float* sum_x = x.sum + row * groups;
-  auto a0 = hn::Zero(d), a1 = hn::Zero(d), a2 = hn::Zero(d), a3 = hn::Zero(d);
+  hn::Vec<Float16Lanes> sums[kRows];
+  for (int r = 0; r < kRows; ++r) sums[r] = hn::Zero(d);
   for (int64_t g = 0; g < groups; ++g) {
-    auto s0 = hn::Zero(di), s1 = hn::Zero(di), s2 = hn::Zero(di), s3 = hn::Zero(di);
-    const int8_t* c = codes + g * group;
-    const auto quads = [&](IntVector w, int64_t k) HWY_ATTR {
-      s0 = add_quad(di, s0, w, load_quad(c + k));
-      if constexpr (kRows > 1) {
-        s1 = add_quad(di, s1, w, load_quad(c + columns + k));
-        s2 = add_quad(di, s2, w, load_quad(c + 2 * columns + k));
-        s3 = add_quad(di, s3, w, load_quad(c + 3 * columns + k));
-      }
-    };
     const uint8_t* at = panel + g * panels.group_bytes();
-    if constexpr (kBits == 4) {
-      for (int64_t k = 0; k < group; k += 8) {
-        const auto both = hn::BitCast(di, hn::LoadU(d8, at + k / 8 * 64 + lane * 4));
-        const auto half = hn::Set(di, 0x0F0F0F0F);
-        quads(hn::And(both, half), k);
-        quads(hn::And(hn::ShiftRight<4>(both), half), k + 4);
-      }
-    } else {
-      for (int64_t k = 0; k < group; k += 4)
-        quads(hn::BitCast(di, hn::LoadU(d8, at + k / 4 * 64 + lane * 4)), k);
-    }
+    IntVector dots[kRows];
+    group_dots<kBits, kRows>(at + lane * 4, group, codes + g * group, x.columns, dots);
     at += panels.code_bytes();
     const auto scale = load_scales(d, at, lane, panels.half_scales);
     const auto offset = load_scales(d, at + scale_bytes, lane, panels.half_scales);
-    const auto add = [&](auto& a, auto s, int64_t r) HWY_ATTR {
-      a = hn::MulAdd(hn::ConvertTo(d, s), hn::Mul(scale, hn::Set(d, scale_x[r * groups + g])), a);
-      a = hn::MulAdd(offset, hn::Set(d, sum_x[r * groups + g]), a);
-    };
-    add(a0, s0, 0);
-    if constexpr (kRows > 1) {
-      add(a1, s1, 1);
-      add(a2, s2, 2);
-      add(a3, s3, 3);
+    for (int r = 0; r < kRows; ++r) {
+      const auto both_scales = hn::Mul(scale, hn::Set(d, scale_x[r * groups + g]));
+      sums[r] = hn::MulAdd(hn::ConvertTo(d, dots[r]), both_scales, sums[r]);
+      sums[r] = hn::MulAdd(offset, hn::Set(d, sum_x[r * groups + g]), sums[r]);
     }
   }
-  hn::StoreU(a0, d, y);
-  if constexpr (kRows > 1) {
-    hn::StoreU(a1, d, y + y_stride);
-    hn::StoreU(a2, d, y + 2 * y_stride);
-    hn::StoreU(a3, d, y + 3 * y_stride);
-  }
+  for (int r = 0; r < kRows; ++r) hn::StoreU(sums[r], d, y + r * y_stride);
 }
 
 template <int kBits>
