@@ -193,6 +193,8 @@ const std::vector<KernelGroup>& kernel_groups() {
       {"windows", "thousands of short sequences", window_cases},
       {"plan", "planned keys beside all keys", plan_cases},
       {"decode", "one query over a long cache", decode_cases},
+      {"scan", "linear attention as a recurrence", scan_cases},
+      {"product", "rows times compact weights", product_cases},
       {"threads", "one thread beside all", thread_cases},
   };
   return groups;

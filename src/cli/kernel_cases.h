@@ -23,7 +23,11 @@ struct KernelGroup {
   std::vector<KernelCase> (*cases)();
 };
 
-/// All groups: forward, backward, plan, windows, decode, scan, product, threads.
+/// Cases of kernel_cases_linear.cc.
+std::vector<KernelCase> scan_cases();
+std::vector<KernelCase> product_cases();
+
+/// All groups, in the order they are run.
 const std::vector<KernelGroup>& kernel_groups();
 
 }  // namespace fovea::cli
