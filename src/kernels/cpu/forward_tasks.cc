@@ -69,7 +69,7 @@ Tiling tiling_of(std::span<const ForwardProblem> problems) {
   tiling.rows =
       std::clamp((total_rows / kMinTasks + 23) / 24 * 24, std::min(kMinRows, tiling.rows), tiling.rows);
   if (query_tile > 0) tiling.rows = std::clamp<int64_t>(query_tile, 8, tiling.rows);
-  if (key_tile > 0) tiling.keys = std::clamp<int64_t>(key_tile, 16, tiling.keys);
+  if (key_tile > 0) tiling.keys = std::clamp<int64_t>((key_tile + 31) / 32 * 32, 32, tiling.keys);
   tiling.keys = std::min(tiling.keys, (longest + 15) / 16 * 16);
   return tiling;
 }

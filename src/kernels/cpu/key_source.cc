@@ -4,6 +4,13 @@
 #include <algorithm>
 
 namespace fovea::kernels::cpu {
+namespace {
+
+// Tiles begin at multiples of this, so that arithmetic which groups neighbouring keys groups the same ones
+// for a row in whatever row tile it is.
+constexpr int64_t kAlignment = 32;
+
+}  // namespace
 
 Hull hull_of(const AttentionArgs& args, const RowTile& rows) {
   // Both edges ascend with the query.
@@ -69,7 +76,7 @@ void ListCursor::pop() {
 
 KeySource::KeySource(const AttentionArgs& args, const RowTile& rows, int64_t key_tile)
     : key_tile_(key_tile), hull_(hull_of(args, rows)) {
-  at_ = hull_.prefix > 0 ? 0 : hull_.begin;
+  at_ = hull_.prefix > 0 ? 0 : hull_.begin / kAlignment * kAlignment;
 }
 
 KeySource::KeySource(const AttentionArgs& args, const RowTile& rows, int64_t key_tile, const KeyPlan& plan,
@@ -84,12 +91,15 @@ KeySource::KeySource(const AttentionArgs& args, const RowTile& rows, int64_t key
 bool KeySource::next(KeyTile& tile) { return buffers_ ? next_gathered(tile) : next_range(tile); }
 
 bool KeySource::next_range(KeyTile& tile) {
-  if (at_ < hull_.begin && at_ >= hull_.prefix) at_ = hull_.begin;
-  const int64_t stop = at_ < hull_.prefix ? hull_.prefix : hull_.end;
+  if (at_ >= hull_.prefix && hull_.begin >= hull_.end) return false;
+  if (at_ < hull_.begin && at_ >= hull_.prefix) at_ = std::max(at_, hull_.begin / kAlignment * kAlignment);
+  const int64_t cut = (at_ / key_tile_ + 1) * key_tile_;
+  // The gap after the prefix is skipped unless it lies within one tile.
+  const int64_t stop = at_ < hull_.prefix && hull_.begin >= cut ? hull_.prefix : hull_.end;
   if (at_ >= stop) return false;
   tile = {};
   tile.first = at_;
-  tile.count = std::min(stop, (at_ / key_tile_ + 1) * key_tile_) - at_;
+  tile.count = std::min(stop, cut) - at_;
   at_ += tile.count;
   return true;
 }

@@ -71,8 +71,8 @@ class KeySource {
     memory::Buffer<uint8_t> members;
   };
 
-  /// All keys the rows see. Tiles are cut at multiples of `key_tile`, so that a row meets the same cuts in
-  /// whatever row tile it is.
+  /// All keys the rows see, and a few beside them. Tiles are cut at multiples of `key_tile`, so that a row
+  /// meets the same cuts in whatever row tile it is.
   KeySource(const AttentionArgs& args, const RowTile& rows, int64_t key_tile);
   /// The union of `lists` consecutive lists of a plan, intersected with what the rows see.
   KeySource(const AttentionArgs& args, const RowTile& rows, int64_t key_tile, const KeyPlan& plan,

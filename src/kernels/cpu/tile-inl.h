@@ -213,17 +213,20 @@ HWY_INLINE void transpose_rows(const float* const* rows, int64_t depth, float* H
 
 // ---- C (=|+=) A B ----
 
-/// Operands of a product of f32 tiles. A(r, k) = a[r * a_row + k * a_depth]; B and C are row-major.
-struct Product {
-  const float* a;
+/// Operands of a product of tiles with f32 results: A(r, k) = a[r * a_row + k * a_depth]; B and C are
+/// row-major. An element is an f32, or a few narrow numbers that one instruction multiplies and adds.
+template <typename Element>
+struct ProductOf {
+  const Element* a;
   int64_t a_row, a_depth;
-  const float* b;
+  const Element* b;
   int64_t b_stride;
   float* c;
   int64_t c_stride;
   int64_t rows, depth;
   bool accumulate;
 };
+using Product = ProductOf<float>;
 
 template <int kVectors, size_t... I>
 HWY_INLINE void multiply_step(std::index_sequence<I...>, FloatVector* HWY_RESTRICT sum,
@@ -259,8 +262,8 @@ HWY_INLINE void multiply_block(const Product& p, int64_t row) {
     for (int v = 0; v < kVectors; ++v) hn::StoreU(sum[r * kVectors + v], d, c + r * p.c_stride + v * kLanes);
 }
 
-template <int kVectors>
-HWY_NOINLINE void multiply_panel(const Product& p) {
+template <int kVectors, class AnyProduct>
+HWY_NOINLINE void multiply_panel(const AnyProduct& p) {
   constexpr int kRows = block_rows(kVectors);
   int64_t row = 0;
   for (; row + kRows <= p.rows; row += kRows) multiply_block<kRows, kVectors>(p, row);
@@ -270,7 +273,8 @@ HWY_NOINLINE void multiply_panel(const Product& p) {
 }
 
 /// A product with B row-major and `columns` a multiple of kLanes: panels of at most kBlockVectors vectors.
-HWY_INLINE void multiply(Product p, int64_t columns) {
+template <class AnyProduct = Product>
+HWY_INLINE void multiply(AnyProduct p, int64_t columns) {
   for (; columns >= kPanel; columns -= kPanel, p.b += kPanel, p.c += kPanel) multiply_panel<kBlockVectors>(p);
   switch (columns / kLanes) {
     case 1:
@@ -288,7 +292,8 @@ HWY_INLINE void multiply(Product p, int64_t columns) {
 
 /// A product with B in panels of kPanel columns, one after another, each [depth][kPanel]; `columns` (a
 /// multiple of kLanes) may end inside the last panel.
-HWY_INLINE void multiply_panels(Product p, int64_t panel_size, int64_t columns) {
+template <class AnyProduct = Product>
+HWY_INLINE void multiply_panels(AnyProduct p, int64_t panel_size, int64_t columns) {
   p.b_stride = kPanel;
   for (; columns > 0; columns -= kPanel, p.b += panel_size, p.c += kPanel)
     multiply(p, std::min(columns, kPanel));
