@@ -75,29 +75,33 @@ HWY_INLINE void pack_key_pairs(const AttentionArgs& a, int64_t b, int64_t kv, co
   }
 }
 
-/// to[c] = {even[c], odd[c]}; null rows are zero.
+/// to[c] = {even[c], odd[c]}
 HWY_INLINE void interleave_rows(const uint16_t* even, const uint16_t* odd, int64_t count, Pair* to) {
   const hn::RebindToUnsigned<Floats> d;
   const hn::Rebind<uint16_t, Floats> narrow;
-  const auto load = [&](const uint16_t* row, int64_t c)
-                        HWY_ATTR { return row ? hn::PromoteTo(d, hn::LoadU(narrow, row + c)) : hn::Zero(d); };
   int64_t c = 0;
-  for (; c + kLanes <= count; c += kLanes)
-    hn::StoreU(hn::Or(load(even, c), hn::ShiftLeft<16>(load(odd, c))), d, to + c);
+  for (; c + kLanes <= count; c += kLanes) {
+    const auto low = hn::PromoteTo(d, hn::LoadU(narrow, even + c));
+    const auto high = hn::PromoteTo(d, hn::LoadU(narrow, odd + c));
+    hn::StoreU(hn::Or(low, hn::ShiftLeft<16>(high)), d, to + c);
+  }
   if (c == count) return;
   uint16_t tails[2][kLanes] = {};
   const size_t rest = static_cast<size_t>(count - c) * sizeof(uint16_t);
-  if (even) std::memcpy(tails[0], even + c, rest);
-  if (odd) std::memcpy(tails[1], odd + c, rest);
+  std::memcpy(tails[0], even + c, rest);
+  std::memcpy(tails[1], odd + c, rest);
   interleave_rows(tails[0], tails[1], kLanes, to + c);
 }
 
 /// to [keys / 2][width]: values of two neighbouring keys in a pair; keys past the last are zero up to `keys`,
-/// an even number. `width` is Dv rounded up to kLanes.
+/// an even number. `width` is Dv rounded up to kLanes; `to` has room for one row more.
 HWY_INLINE void pack_value_pairs(const AttentionArgs& a, int64_t b, int64_t kv, const KeyTile& tile,
                                  int64_t keys, int64_t width, Pair* to) {
+  Pair* zeros = to + keys / 2 * width;
+  std::memset(zeros, 0, static_cast<size_t>(width) * sizeof(Pair));
   const auto row = [&](int64_t c) {
-    return c < tile.count ? reinterpret_cast<const uint16_t*>(a.v.at(b, kv, tile.key(c))) : nullptr;
+    return reinterpret_cast<const uint16_t*>(c < tile.count ? a.v.at(b, kv, tile.key(c))
+                                                            : reinterpret_cast<const char*>(zeros));
   };
   for (int64_t c = 0; c < keys; c += 2, to += width) interleave_rows(row(c), row(c + 1), a.dim_v, to);
 }

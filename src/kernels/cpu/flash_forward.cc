@@ -53,7 +53,6 @@ class ForwardTile {
   bool mask_shows(const KeyTile& tile) const;
   Chunk chunk_of(int64_t row, int64_t rows) const;
   void weigh(const KeyTile& tile, const Chunk& chunk);
-  const Columns& columns_of(int64_t row) const { return columns_[row / rows_.heads]; }
   int64_t list_of(int64_t row) const {
     return rows_.query_of(row) / problem_->plan->block_q - rows_.query / problem_->plan->block_q;
   }
@@ -69,6 +68,8 @@ class ForwardTile {
   GatheredRow gathered_;
   memory::Buffer<RunningRow> running_;
   memory::Buffer<Columns> columns_;
+  int64_t open_columns_ = -1;  // all rows see this many columns of the last tile, or -1
+  bool adjusts_ = false;       // scores are more than products
 };
 
 template <class Scores, class Values>
@@ -85,18 +86,35 @@ void ForwardTile<Scores, Values>::begin(const ForwardProblem& problem, const Row
   o_.reserve(room * width_);
   gathered_.reserve(tiling.keys);
   running_.reserve(n);
-  columns_.reserve(rows.queries);
+  columns_.reserve(n);
+  open_columns_ = -1;
+  adjusts_ = a_->bias || a_->slopes || a_->softcap > 0 || a_->mask;
   std::fill(o_.data(), o_.data() + n * width_, 0.0f);
   std::fill(running_.data(), running_.data() + n, RunningRow());
 }
 
-// Limits of every query; false when all queries see all keys of the tile.
+// Limits of every row; false when all rows see all keys of the tile.
 template <class Scores, class Values>
 bool ForwardTile<Scores, Values>::limit_columns(const KeyTile& tile) {
+  const auto seen = [&](int64_t i) {
+    return cpu::columns_seen(tile, a_->visible_keys(rows_.batch, rows_.query + i));
+  };
+  const auto all = [&](const Columns& sees) {
+    return sees.prefix >= tile.count || (sees.begin == 0 && sees.end == tile.count);
+  };
+  // Both edges ascend with the query.
+  if (all(seen(0)) && all(seen(rows_.queries - 1))) {
+    if (open_columns_ != tile.count)
+      std::fill(columns_.data(), columns_.data() + rows_.rows(), Columns{0, 0, tile.count});
+    open_columns_ = tile.count;
+    return false;
+  }
+  open_columns_ = -1;
   bool limited = false;
   for (int64_t i = 0; i < rows_.queries; ++i) {
-    columns_[i] = cpu::columns_seen(tile, a_->visible_keys(rows_.batch, rows_.query + i));
-    limited |= columns_[i].prefix < tile.count && (columns_[i].begin > 0 || columns_[i].end < tile.count);
+    const Columns sees = seen(i);
+    limited |= !all(sees);
+    std::fill_n(columns_.data() + i * rows_.heads, rows_.heads, sees);
   }
   return limited;
 }
@@ -105,7 +123,7 @@ template <class Scores, class Values>
 bool ForwardTile<Scores, Values>::mask_shows(const KeyTile& tile) const {
   for (int64_t r = 0; r < rows_.rows(); ++r) {
     const uint8_t* mask = a_->mask.at<uint8_t>(rows_.batch, rows_.head_of(r), rows_.query_of(r));
-    const Columns& sees = columns_of(r);
+    const Columns& sees = columns_[r];
     for (int64_t c = sees.first(); c < sees.last(); ++c)
       if (mask[tile.key(c)]) return true;
   }
@@ -117,7 +135,7 @@ template <class Scores, class Values>
 Chunk ForwardTile<Scores, Values>::chunk_of(int64_t row, int64_t rows) const {
   Chunk chunk{row, rows, std::numeric_limits<int64_t>::max(), 0, chunk_.data(), stride_};
   for (int64_t r = row; r < row + rows; ++r) {
-    const Columns& sees = columns_of(r);
+    const Columns& sees = columns_[r];
     if (sees.empty()) continue;
     chunk.low = std::min(chunk.low, sees.first());
     chunk.high = std::max(chunk.high, sees.last());
@@ -151,7 +169,7 @@ template <class Scores, class Values>
 void ForwardTile<Scores, Values>::weigh(const KeyTile& tile, const Chunk& chunk) {
   for (int64_t r = chunk.row; r < chunk.row + chunk.rows; ++r) {
     float* scores = chunk.scores_of(r);
-    const Columns& sees = columns_of(r);
+    const Columns& sees = columns_[r];
     if (sees.empty()) {
       Values::hide(chunk, r);
       continue;
@@ -162,7 +180,9 @@ void ForwardTile<Scores, Values>::weigh(const KeyTile& tile, const Chunk& chunk)
       scale_row(scores + first, factor, last - first);
       factor = 1.0f;
     }
-    adjust_scores(*a_, rows_, r, tile, tile.members ? list_of(r) : 0, unit_, gathered_, scores, first, last);
+    if (adjusts_ || tile.members)
+      adjust_scores(*a_, rows_, r, tile, tile.members ? list_of(r) : 0, unit_, gathered_, scores, first,
+                    last);
     if (sees.begin < sees.end && sees.prefix < sees.begin && sees.prefix > 0)
       std::fill(scores + sees.prefix, scores + sees.begin, kMinusInfinity);
     const float rescale = Values::fold(running_[r], chunk, r, first, last, factor);
@@ -210,7 +230,7 @@ class ForwardWorker {
  private:
   void run(const ForwardProblem& problem, const RowTile& rows, KeySource source);
 
-  cpu::BFloat16Unit unit_ = cpu::BFloat16Unit::none;
+  [[maybe_unused]] cpu::BFloat16Unit unit_ = cpu::BFloat16Unit::none;
   Tiling tiling_;
   KeySource::Buffers source_buffers_;
   ForwardTile<FloatScores, FloatValues> floats_;

@@ -64,6 +64,7 @@ Tiling tiling_of(std::span<const ForwardProblem> problems) {
     query_tile = a.query_tile, key_tile = a.key_tile;
   }
   Tiling tiling{192, 256};
+  if (width <= 128) tiling.rows = 384;
   if (width > 256) tiling.rows = 96;
   if (width > 512) tiling = {48, 128};
   tiling.rows =
