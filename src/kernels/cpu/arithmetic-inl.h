@@ -82,6 +82,7 @@ class FloatValues {
   using Session = NoSession;
   static constexpr int64_t kChunkRows = 48;
   static constexpr int64_t kEdgeRows = 24;
+  static constexpr int64_t kRowGroup = 8;
   static constexpr int64_t kRowStep = 1;  // O has room for rows up to a multiple of it
 
   void begin(const AttentionArgs& a, const RowTile& rows, int64_t keys) {
@@ -96,18 +97,20 @@ class FloatValues {
   }
   bool finite() const { return all_finite(v_, count_, width_); }
 
-  /// Turns row r's factor * scores in columns [first, last) into weights, zero elsewhere in the chunk, and
-  /// folds them into the running row. Returns the factor for what was accumulated before.
-  static float fold(RunningRow& row, const Chunk& chunk, int64_t r, int64_t first, int64_t last,
-                    float factor) {
-    float* scores = chunk.scores_of(r);
-    const float rescale = kernels::HWY_NAMESPACE::fold(row, scores + first, last - first, factor);
-    std::fill(scores + chunk.low, scores + first, 0.0f);
-    if (last < chunk.high) std::fill(scores + last, scores + chunk.high, 0.0f);
-    return rescale;
-  }
-  static void hide(const Chunk& chunk, int64_t r) {
-    std::fill(chunk.scores_of(r) + chunk.low, chunk.scores_of(r) + chunk.high, 0.0f);
+  /// Turns factor * scores of the chunk's rows [begin, begin + count), count <= kRowGroup, into weights, zero
+  /// where `sees` hides them, and folds them into the running rows. `rescale` gets the factors for what was
+  /// accumulated before. Both pointers are to the first of these rows.
+  static void fold(RunningRow* running, const Chunk& chunk, int64_t begin, int64_t count,
+                   const VisibleKeys* sees, float factor, float* rescale) {
+    for (int64_t r = 0; r < count; ++r) {
+      float* scores = chunk.scores_of(begin + r);
+      const int64_t first = sees[r].empty() ? chunk.high : sees[r].first(), last = sees[r].last();
+      rescale[r] = first < last
+                       ? kernels::HWY_NAMESPACE::fold(running[r], scores + first, last - first, factor)
+                       : 1.0f;
+      std::fill(scores + chunk.low, scores + first, 0.0f);
+      if (last < chunk.high) std::fill(scores + std::max(first, last), scores + chunk.high, 0.0f);
+    }
   }
   /// The sum of the weights that the values were multiplied with.
   static float weight_sum(const RunningRow& row) { return row.sum; }
@@ -151,8 +154,9 @@ struct PairDots {
   static constexpr int64_t kDepth = 8;    // of packed queries and keys, in bf16
   static constexpr int64_t kKeys = 2;     // of packed values
   static constexpr int64_t kRowStep = 1;  // of A and C
-  static constexpr int64_t kChunkRows = 24;
+  static constexpr int64_t kChunkRows = 48;
   static constexpr int64_t kEdgeRows = 24;
+  static constexpr int64_t kRowGroup = 16;
 };
 
 /// bf16 pairs by AMX tiles.
@@ -164,6 +168,7 @@ struct PairTiles {
   static constexpr int64_t kRowStep = kTileRows;
   static constexpr int64_t kChunkRows = 2 * kTileRows;
   static constexpr int64_t kEdgeRows = 2 * kTileRows;
+  static constexpr int64_t kRowGroup = 16;
 };
 
 /// Scores of bf16 queries and keys, exact products summed in f32. The scale comes after the sum, since
@@ -232,6 +237,7 @@ class PairValues {
   using Session = typename Unit::Session;
   static constexpr int64_t kChunkRows = Unit::kChunkRows;
   static constexpr int64_t kEdgeRows = Unit::kEdgeRows;
+  static constexpr int64_t kRowGroup = Unit::kRowGroup;
   static constexpr int64_t kRowStep = Unit::kRowStep;
 
   void begin(const AttentionArgs& a, const RowTile& rows, int64_t keys) {
@@ -247,27 +253,22 @@ class PairValues {
   bool finite() const { return all_finite_pairs(v_.data(), keys_ / 2 * width_); }
 
   // The weights of a row take the place of the first half of its scores.
-  static float fold(RunningRow& row, const Chunk& chunk, int64_t r, int64_t first, int64_t last,
-                    float factor) {
-    float* scores = chunk.scores_of(r);
-    auto* weights = reinterpret_cast<uint16_t*>(scores);
-    const int64_t start = first & ~int64_t{1};  // pairs do not depend on where a row begins
-    if (start < first) scores[start] = kMinusInfinity;
-    const auto rescale = raise_maximum(row, scores + start, factor, last - start);
-    if (!rescale) {
-      hide(chunk, r);
-      return 1.0f;
+  static void fold(RunningRow* running, const Chunk& chunk, int64_t begin, int64_t count,
+                   const VisibleKeys* sees, float factor, float* rescale) {
+    RowScores rows[kRowGroup];
+    for (int64_t r = 0; r < count; ++r) {
+      float* scores = chunk.scores_of(begin + r);
+      const int64_t first = sees[r].first(), start = first & ~int64_t{1};  // a pair begins at an even key
+      if (start < first) scores[start] = kMinusInfinity;
+      rows[r] = {scores + start, reinterpret_cast<uint16_t*>(scores) + start,
+                 sees[r].empty() ? 0 : sees[r].last() - start};
     }
-    const WeightSums sums =
-        exponentiate_pairs(scores + start, factor, row.maximum, last - start, weights + start);
-    row.sum = row.sum * *rescale + sums.exact;
-    row.rounded_sum = row.rounded_sum * *rescale + sums.rounded;
-    clear(weights, low(chunk), start);
-    clear(weights, last, high(chunk));
-    return *rescale;
-  }
-  static void hide(const Chunk& chunk, int64_t r) {
-    clear(reinterpret_cast<uint16_t*>(chunk.scores_of(r)), low(chunk), high(chunk));
+    fold_pairs(running, rows, count, factor, rescale);
+    for (int64_t r = 0; r < count; ++r) {
+      auto* weights = reinterpret_cast<uint16_t*>(chunk.scores_of(begin + r));
+      clear(weights, low(chunk), rows[r].weights - weights);
+      clear(rows[r].weights, rows[r].count, weights + high(chunk) - rows[r].weights);
+    }
   }
   static float weight_sum(const RunningRow& row) { return row.rounded_sum; }
 

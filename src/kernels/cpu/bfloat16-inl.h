@@ -166,41 +166,121 @@ FOVEA_BFLOAT16 inline __m512 exp2_of_weight(__m512 x) {
   return _mm512_scalef_ps(p, x);  // p 2^floor(x)
 }
 
-struct WeightSums {
-  float exact, rounded;
+/// What remains of kLanes vectors when each is reduced to one lane, in their order.
+template <class Combine>
+FOVEA_BFLOAT16 HWY_INLINE __m512 reduce_rows(const __m512* rows, const Combine& combine) {
+  __m512 pairs[8], fours[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const __m512 a = rows[2 * i], b = rows[2 * i + 1];
+    pairs[i] = combine(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
+    fours[i] =
+        combine(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+  }
+  const auto blocks = [&](__m512 a, __m512 b) FOVEA_BFLOAT16 {
+    return combine(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD));
+  };
+  return blocks(blocks(fours[0], fours[1]), blocks(fours[2], fours[3]));
+}
+
+/// Scores of one row, and where its weights go: to where the scores begin, or before that.
+struct RowScores {
+  float* scores;
+  uint16_t* weights;
+  int64_t count;
 };
 
-/// weights = 2^(factor * scores - maximum) as bf16, and 0 up to the next multiple of 2 kLanes; returns their
-/// sums before and after rounding. The weights may begin where the scores do: they trail behind.
-FOVEA_BFLOAT16 inline WeightSums exponentiate_pairs(const float* scores, float factor, float maximum,
-                                                    int64_t count, uint16_t* weights) {
-  const __m512 f = _mm512_set1_ps(factor), m = _mm512_set1_ps(maximum);
+struct WeightSums {
+  __m512 exact, rounded;  // lane by lane
+};
+
+/// weights = 2^(factor * scores - maximum) as bf16, and 0 up to the next multiple of 2 kLanes; their sums
+/// before and after rounding.
+FOVEA_BFLOAT16 HWY_INLINE WeightSums exponentiate_pairs(const RowScores& row, __m512 factor, __m512 maximum) {
   const auto ones = (__m512bh)_mm512_set1_epi32(0x3F803F80);
   __m512 sum0 = _mm512_setzero_ps(), sum1 = sum0, rounded = sum0;
+  const float* scores = row.scores;
   int64_t c = 0;
-  for (; c + 2 * kLanes <= count; c += 2 * kLanes) {
-    const __m512 p0 = exp2_of_weight(_mm512_fmsub_ps(f, _mm512_loadu_ps(scores + c), m));
-    const __m512 p1 = exp2_of_weight(_mm512_fmsub_ps(f, _mm512_loadu_ps(scores + c + kLanes), m));
+  for (; c + 2 * kLanes <= row.count; c += 2 * kLanes) {
+    const __m512 p0 = exp2_of_weight(_mm512_fmsub_ps(factor, _mm512_loadu_ps(scores + c), maximum));
+    const __m512 p1 = exp2_of_weight(_mm512_fmsub_ps(factor, _mm512_loadu_ps(scores + c + kLanes), maximum));
     const __m512bh both = _mm512_cvtne2ps_pbh(p1, p0);
-    _mm512_storeu_si512(weights + c, (__m512i)both);
+    _mm512_storeu_si512(row.weights + c, (__m512i)both);
     sum0 = _mm512_add_ps(sum0, p0);
     sum1 = _mm512_add_ps(sum1, p1);
     rounded = _mm512_dpbf16_ps(rounded, both, ones);
   }
-  if (c < count) {
-    const auto inside = (uint32_t{1} << (count - c)) - 1;
+  if (c < row.count) {
+    const auto inside = (uint32_t{1} << (row.count - c)) - 1;
     const auto low = static_cast<__mmask16>(inside), high = static_cast<__mmask16>(inside >> 16);
     const __m512 s0 = _mm512_maskz_loadu_ps(low, scores + c),
                  s1 = _mm512_maskz_loadu_ps(high, scores + c + kLanes);
-    const __m512 p0 = _mm512_maskz_mov_ps(low, exp2_of_weight(_mm512_fmsub_ps(f, s0, m)));
-    const __m512 p1 = _mm512_maskz_mov_ps(high, exp2_of_weight(_mm512_fmsub_ps(f, s1, m)));
+    const __m512 p0 = _mm512_maskz_mov_ps(low, exp2_of_weight(_mm512_fmsub_ps(factor, s0, maximum)));
+    const __m512 p1 = _mm512_maskz_mov_ps(high, exp2_of_weight(_mm512_fmsub_ps(factor, s1, maximum)));
     const __m512bh both = _mm512_cvtne2ps_pbh(p1, p0);
-    _mm512_storeu_si512(weights + c, (__m512i)both);
+    _mm512_storeu_si512(row.weights + c, (__m512i)both);
     sum0 = _mm512_add_ps(sum0, p0);
     sum1 = _mm512_add_ps(sum1, p1);
     rounded = _mm512_dpbf16_ps(rounded, both, ones);
   }
-  return {_mm512_reduce_add_ps(_mm512_add_ps(sum0, sum1)), _mm512_reduce_add_ps(rounded)};
+  return {_mm512_add_ps(sum0, sum1), rounded};
+}
+
+/// Folds the scores of `count` <= kLanes rows (times factor > 0) into them as `fold` does one, and puts their
+/// weights in place. Sums over lanes, maxima and rescaling are taken for all rows together.
+FOVEA_BFLOAT16 inline void fold_pairs(RunningRow* running, const RowScores* rows, int64_t count, float factor,
+                                      float* rescale) {
+  __m512 parts[kLanes], rounded[kLanes];
+  alignas(64) float seen[kLanes], before[kLanes], after[kLanes], sums[kLanes], rounded_sums[kLanes];
+  for (int64_t r = 0; r < kLanes; ++r) {
+    parts[r] = _mm512_set1_ps(kMinusInfinity);
+    before[r] = kMinusInfinity;
+    sums[r] = rounded_sums[r] = 0;
+    if (r >= count) continue;
+    parts[r] = lane_maxima(rows[r].scores, rows[r].count).raw;
+    before[r] = running[r].maximum, sums[r] = running[r].sum, rounded_sums[r] = running[r].rounded_sum;
+  }
+  const auto larger = [](__m512 a, __m512 b) FOVEA_BFLOAT16 { return _mm512_max_ps(a, b); };
+  const auto added = [](__m512 a, __m512 b) FOVEA_BFLOAT16 { return _mm512_add_ps(a, b); };
+  const __m512 scale = _mm512_set1_ps(factor), nothing = _mm512_set1_ps(kMinusInfinity);
+  __m512 now = _mm512_mul_ps(scale, reduce_rows(parts, larger));
+  const auto of_rows = static_cast<__mmask16>((1u << count) - 1);
+  if (_mm512_mask_cmp_ps_mask(of_rows, now, nothing, _CMP_EQ_OQ) != 0) {
+    _mm512_store_ps(seen, now);
+    for (int64_t r = 0; r < count; ++r)
+      if (seen[r] == kMinusInfinity && any_nan(rows[r].scores, rows[r].count)) seen[r] = 0.0f;
+    now = _mm512_load_ps(seen);
+  }
+  const __m512 old = _mm512_load_ps(before);
+  const __mmask16 moved = _mm512_cmp_ps_mask(now, old, _CMP_GT_OQ);
+  const __m512 top = _mm512_mask_mov_ps(old, moved, now);
+  __m512 factors = _mm512_set1_ps(1.0f);
+  if (moved != 0)
+    factors = _mm512_mask_mov_ps(factors, moved, exp2_of(Floats(), FloatVector{_mm512_sub_ps(old, top)}).raw);
+  _mm512_store_ps(after, top);
+  _mm512_store_ps(seen, now);
+  for (int64_t r = 0; r < kLanes; ++r) {
+    parts[r] = rounded[r] = _mm512_setzero_ps();
+    if (r >= count) continue;
+    if (seen[r] == kMinusInfinity) {
+      std::memset(rows[r].weights, 0, static_cast<size_t>(rows[r].count) * sizeof(uint16_t));
+      continue;
+    }
+    const WeightSums of_row = exponentiate_pairs(rows[r], scale, _mm512_set1_ps(after[r]));
+    parts[r] = of_row.exact;
+    rounded[r] = of_row.rounded;
+  }
+  _mm512_store_ps(sums, _mm512_fmadd_ps(factors, _mm512_load_ps(sums), reduce_rows(parts, added)));
+  _mm512_store_ps(rounded_sums,
+                  _mm512_fmadd_ps(factors, _mm512_load_ps(rounded_sums), reduce_rows(rounded, added)));
+  for (int64_t r = 0; r < count; ++r) running[r] = {after[r], sums[r], rounded_sums[r]};
+  alignas(64) float all_factors[kLanes];
+  _mm512_store_ps(all_factors, factors);
+  std::copy(all_factors, all_factors + count, rescale);
 }
 
 }  // namespace fovea::kernels::HWY_NAMESPACE

@@ -69,7 +69,8 @@ class ForwardTile {
   memory::Buffer<RunningRow> running_;
   memory::Buffer<Columns> columns_;
   int64_t open_columns_ = -1;  // all rows see this many columns of the last tile, or -1
-  bool adjusts_ = false;       // scores are more than products
+  bool scales_first_ = false;  // something is added to the scaled product
+  bool adjusts_ = false;       // or it is masked
 };
 
 template <class Scores, class Values>
@@ -88,7 +89,8 @@ void ForwardTile<Scores, Values>::begin(const ForwardProblem& problem, const Row
   running_.reserve(n);
   columns_.reserve(n);
   open_columns_ = -1;
-  adjusts_ = a_->bias || a_->slopes || a_->softcap > 0 || a_->mask;
+  scales_first_ = a_->bias || a_->slopes || a_->softcap > 0;
+  adjusts_ = scales_first_ || a_->mask;
   std::fill(o_.data(), o_.data() + n * width_, 0.0f);
   std::fill(running_.data(), running_.data() + n, RunningRow());
 }
@@ -167,26 +169,28 @@ void ForwardTile<Scores, Values>::step(const KeyTile& tile) {
 
 template <class Scores, class Values>
 void ForwardTile<Scores, Values>::weigh(const KeyTile& tile, const Chunk& chunk) {
-  for (int64_t r = chunk.row; r < chunk.row + chunk.rows; ++r) {
-    float* scores = chunk.scores_of(r);
-    const Columns& sees = columns_[r];
-    if (sees.empty()) {
-      Values::hide(chunk, r);
-      continue;
+  const bool adjusts = adjusts_ || tile.members;
+  float factor = scores_.factor();
+  if (factor != 1.0f && scales_first_) {
+    for (int64_t r = chunk.row; r < chunk.row + chunk.rows; ++r)
+      scale_row(chunk.scores_of(r) + chunk.low, factor, chunk.high - chunk.low);
+    factor = 1.0f;
+  }
+  float rescale[Values::kRowGroup];
+  for (int64_t begin = chunk.row; begin < chunk.row + chunk.rows; begin += Values::kRowGroup) {
+    const int64_t count = std::min(Values::kRowGroup, chunk.row + chunk.rows - begin);
+    for (int64_t r = begin; r < begin + count; ++r) {
+      float* scores = chunk.scores_of(r);
+      const Columns& sees = columns_[r];
+      if (adjusts && !sees.empty())
+        adjust_scores(*a_, rows_, r, tile, tile.members ? list_of(r) : 0, unit_, gathered_, scores,
+                      sees.first(), sees.last());
+      if (sees.begin < sees.end && sees.prefix < sees.begin && sees.prefix > 0)
+        std::fill(scores + sees.prefix, scores + sees.begin, kMinusInfinity);
     }
-    const int64_t first = sees.first(), last = sees.last();
-    float factor = scores_.factor();
-    if (factor != 1.0f && (a_->bias || a_->slopes || a_->softcap > 0)) {
-      scale_row(scores + first, factor, last - first);
-      factor = 1.0f;
-    }
-    if (adjusts_ || tile.members)
-      adjust_scores(*a_, rows_, r, tile, tile.members ? list_of(r) : 0, unit_, gathered_, scores, first,
-                    last);
-    if (sees.begin < sees.end && sees.prefix < sees.begin && sees.prefix > 0)
-      std::fill(scores + sees.prefix, scores + sees.begin, kMinusInfinity);
-    const float rescale = Values::fold(running_[r], chunk, r, first, last, factor);
-    if (rescale != 1.0f) scale_row(o_.data() + r * width_, rescale, width_);
+    Values::fold(running_.data() + begin, chunk, begin, count, columns_.data() + begin, factor, rescale);
+    for (int64_t r = 0; r < count; ++r)
+      if (rescale[r] != 1.0f) scale_row(o_.data() + (begin + r) * width_, rescale[r], width_);
   }
 }
 

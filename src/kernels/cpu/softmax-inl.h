@@ -2,7 +2,6 @@
 // Row passes of online softmax over a tile of scores. Included once per SIMD target.
 #include <cstdint>
 #include <limits>
-#include <optional>
 
 #include "kernels/cpu/key_source.h"
 #include "kernels/cpu/tile-inl.h"
@@ -55,8 +54,8 @@ HWY_INLINE void hide_masked(float* scores, const uint8_t* mask, int64_t count) {
   for (int64_t c = 0; c < count; ++c) scores[c] = mask[c] ? scores[c] : kMinusInfinity;
 }
 
-/// Largest score; NaN are passed over unless there is nothing else.
-HWY_INLINE float row_maximum(const float* scores, int64_t count) {
+/// Largest scores, lane by lane; NaN are passed over.
+HWY_INLINE FloatVector lane_maxima(const float* scores, int64_t count) {
   const Floats d;
   auto m0 = hn::Set(d, kMinusInfinity), m1 = m0;
   int64_t c = 0;
@@ -69,7 +68,13 @@ HWY_INLINE float row_maximum(const float* scores, int64_t count) {
     const auto inside = hn::FirstN(d, static_cast<size_t>(count - c));
     m1 = hn::Max(hn::IfThenElse(inside, hn::LoadU(d, scores + c), hn::Set(d, kMinusInfinity)), m1);
   }
-  return hn::GetLane(hn::MaxOfLanes(d, hn::Max(m0, m1)));
+  return hn::Max(m0, m1);
+}
+
+HWY_INLINE bool any_nan(const float* scores, int64_t count) {
+  bool nan = false;
+  for (int64_t c = 0; c < count; ++c) nan |= scores[c] != scores[c];
+  return nan;
 }
 
 /// scores = 2^(factor * scores - maximum), and 0 up to the next multiple of kLanes; returns their sum.
@@ -109,33 +114,25 @@ struct RunningRow {
   float rounded_sum = 0;  // of the weights as the values meet them, where those are rounded
 };
 
-/// Raises the row's maximum to that of factor * scores (factor > 0) and returns what brings sums relative to
-/// the old maximum to the new one; nothing where the row sees none of the scores.
-HWY_INLINE std::optional<float> raise_maximum(RunningRow& row, const float* scores, float factor,
-                                              int64_t count) {
-  float seen = factor * row_maximum(scores, count);
+/// Turns factor * (the scores of further keys), factor > 0, into weights relative to the row's new maximum
+/// and folds them into the row. Returns the factor that brings what was accumulated before to the new
+/// maximum.
+HWY_INLINE float fold(RunningRow& row, float* scores, int64_t count, float factor = 1.0f) {
+  float seen = factor * hn::GetLane(hn::MaxOfLanes(Floats(), lane_maxima(scores, count)));
   if (!(seen > kMinusInfinity)) {
-    bool nan = false;
-    for (int64_t c = 0; c < count; ++c) nan |= scores[c] != scores[c];
-    if (!nan) return std::nullopt;
+    if (!any_nan(scores, count)) {
+      std::fill(scores, scores + round_up(count, kLanes), 0.0f);
+      return 1.0f;
+    }
     seen = 0.0f;  // any number: the NaN carry on through the weights
   }
-  if (!(seen > row.maximum)) return 1.0f;
-  const float rescale = row.maximum == kMinusInfinity ? 0.0f : std::exp2(row.maximum - seen);
-  row.maximum = seen;
-  return rescale;
-}
-
-/// Turns factor * (the scores of further keys) into weights relative to the row's new maximum and folds them
-/// into the row. Returns the factor that brings what was accumulated before to the new maximum.
-HWY_INLINE float fold(RunningRow& row, float* scores, int64_t count, float factor = 1.0f) {
-  const auto rescale = raise_maximum(row, scores, factor, count);
-  if (!rescale) {
-    std::fill(scores, scores + round_up(count, kLanes), 0.0f);
-    return 1.0f;
+  float rescale = 1.0f;
+  if (seen > row.maximum) {
+    rescale = row.maximum == kMinusInfinity ? 0.0f : std::exp2(row.maximum - seen);
+    row.maximum = seen;
   }
-  row.sum = row.sum * *rescale + exponentiate(scores, factor, row.maximum, count);
-  return *rescale;
+  row.sum = row.sum * rescale + exponentiate(scores, factor, row.maximum, count);
+  return rescale;
 }
 
 }  // namespace fovea::kernels::HWY_NAMESPACE
