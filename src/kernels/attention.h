@@ -37,6 +37,16 @@ struct Visibility {
   static constexpr Visibility causal() { return {.window_right = 0}; }
 };
 
+/// What multiplies q and k.
+enum class ScoreArithmetic {
+  automatic,  ///< native bf16 for bf16 inputs where the processor has it, else f32
+  f32,        ///< f32 for everything, values too
+  /// q and k as 8-bit codes with one scale a row: an element is off by at most 1/254 of the largest in its
+  /// row, a score of normal data by about scale |q| |k| / (120 sqrt D). A mean that all keys share is best
+  /// subtracted first: that does not change the softmax. Values as with `automatic`. Forward only, D <= 1024.
+  int8,
+};
+
 /// How scores are made: s = softcap(scale q.k + bias), then visibility and mask.
 struct AttentionParams {
   float scale = 0;    ///< 0 means 1/sqrt(D)
@@ -49,6 +59,8 @@ struct AttentionParams {
   Tensor slopes;          ///< [Hq] f32: adds -slope * |p - j| (ALiBi)
   Tensor bias_q, bias_k;  ///< [1|B,1|Hq,Tq,R], [1|B,1|Hq,Tk,R] f32: adds bias_q . bias_k
   int64_t query_tile = 0, key_tile = 0;  ///< 0: the kernel's choice
+  /// Of the forward kernels; backward computes in f32 and refuses int8, decode refuses all but automatic.
+  ScoreArithmetic scores = ScoreArithmetic::automatic;
 };
 
 AttentionResult flash_forward(const Tensor& q, const Tensor& k, const Tensor& v,

@@ -286,7 +286,7 @@ class PairValues {
       for (int64_t k = 0; k < all.depth; ++k) {
         one.a = all.a + r * all.a_row + k;
         one.c = all.c + r * all.c_stride;
-        const Pair weights = load_pair(one.a);
+        const Pair weights = load_element(one.a);
         const Pair mask = (weights & 0x7FFFu ? 0xFFFFu : 0u) | (weights & 0x7FFF0000u ? 0xFFFF0000u : 0u);
         if (mask == 0) continue;
         for (int64_t c = 0; c < width_; ++c) seen[c] = all.b[k * width_ + c] & mask;

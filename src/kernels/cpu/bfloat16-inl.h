@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Packing, products and softmax weights of bf16 pairs, by the AVX-512 instructions that Highway does not
-// name. Included once per SIMD target; only where it sets FOVEA_PAIR_PRODUCTS to 1 is there anything in it,
-// and the processor must have them (see bfloat16_unit.h).
+// Packing, products and softmax weights of bf16 pairs, and products of byte quads, by the AVX-512
+// instructions that Highway does not name. Included once per SIMD target; only where it sets
+// FOVEA_PAIR_PRODUCTS to 1 is there anything in it, and the processor must have them (see bfloat16_unit.h).
 //
 // A pair is 32 bits: the bf16 of two neighbours along the axis that a product sums over.
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/cpu/pack-inl.h"
 #include "kernels/cpu/softmax-inl.h"
@@ -18,6 +19,7 @@
 #endif
 
 #undef FOVEA_BFLOAT16
+#undef FOVEA_NARROW_DOTS
 #undef FOVEA_PAIR_PRODUCTS
 #if HWY_TARGET == HWY_AVX3
 #define FOVEA_PAIR_PRODUCTS 1
@@ -26,15 +28,19 @@ HWY_BEFORE_NAMESPACE();
 namespace fovea::kernels::HWY_NAMESPACE {
 
 #define FOVEA_BFLOAT16 __attribute__((target(HWY_TARGET_STR ",avx512bf16")))
+#define FOVEA_NARROW_DOTS __attribute__((target(HWY_TARGET_STR ",avx512bf16,avx512vnni")))
 
 using Pair = uint32_t;
 using PairProduct = ProductOf<Pair>;
+/// Four bytes: unsigned in A, signed in B. Products of quads leave the bits of int32 in C.
+enum class Quad : uint32_t {};
 
-// Pairs are stored as their halves.
-HWY_INLINE Pair load_pair(const Pair* from) {
-  Pair pair;
-  std::memcpy(&pair, from, sizeof(pair));
-  return pair;
+// Pairs and quads are stored as their parts.
+template <class Element>
+HWY_INLINE Element load_element(const Element* from) {
+  Element element;
+  std::memcpy(&element, from, sizeof(element));
+  return element;
 }
 
 // ---- packing ----
@@ -120,12 +126,21 @@ HWY_INLINE bool all_finite_pairs(const Pair* pairs, int64_t count) {
 
 // ---- products ----
 
+FOVEA_NARROW_DOTS HWY_INLINE __m512 add_dots(__m512 sum, Pair a, __m512i b) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)b, (__m512bh)_mm512_set1_epi32(static_cast<int>(a)));
+}
+FOVEA_NARROW_DOTS HWY_INLINE __m512 add_dots(__m512 sum, Quad a, __m512i b) {
+  return _mm512_castsi512_ps(
+      _mm512_dpbusd_epi32(_mm512_castps_si512(sum), _mm512_set1_epi32(static_cast<int>(a)), b));
+}
+
 /// One register block: kRows x kVectors accumulators over the whole depth. Every element of C is one chain of
-/// pair dots in ascending k, whatever the block it falls in.
-template <int kRows, int kVectors>
-FOVEA_BFLOAT16 void multiply_block(const PairProduct& p, int64_t row) {
+/// dots in ascending k, whatever the block it falls in.
+template <int kRows, int kVectors, class Element>
+requires(!std::is_same_v<Element, float>) FOVEA_NARROW_DOTS
+    void multiply_block(const ProductOf<Element>& p, int64_t row) {
   __m512 sum[kRows][kVectors];
-  const Pair* a[kRows];
+  const Element* a[kRows];
   float* c = p.c + row * p.c_stride;
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
@@ -134,17 +149,16 @@ FOVEA_BFLOAT16 void multiply_block(const PairProduct& p, int64_t row) {
     for (int v = 0; v < kVectors; ++v)
       sum[r][v] = p.accumulate ? _mm512_loadu_ps(c + r * p.c_stride + v * kLanes) : _mm512_setzero_ps();
   }
-  const Pair* b = p.b;
+  const Element* b = p.b;
   for (int64_t k = 0; k < p.depth; ++k, b += p.b_stride) {
     __m512i row_of_b[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) row_of_b[v] = _mm512_loadu_si512(b + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const __m512i pair = _mm512_set1_epi32(static_cast<int>(load_pair(a[r] + k)));
+      const Element element = load_element(a[r] + k);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        sum[r][v] = _mm512_dpbf16_ps(sum[r][v], (__m512bh)row_of_b[v], (__m512bh)pair);
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = add_dots(sum[r][v], element, row_of_b[v]);
     }
   }
 #pragma GCC unroll 8

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <cmath>
+#include <tuple>
 #include <vector>
 
 #include "fovea/core/memory.h"
 #include "fovea/core/thread_pool.h"
 #include "kernels/cpu/bfloat16_unit.h"
+#include "kernels/cpu/dot_instructions.h"
 #include "kernels/cpu/forward_tasks.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/flash_forward.cc"
 #include "hwy/foreach_target.h"
 #include "kernels/cpu/arithmetic-inl.h"
+#include "kernels/cpu/int8_scores-inl.h"
 #include "kernels/cpu/scores-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -233,25 +236,44 @@ class ForwardWorker {
 
  private:
   void run(const ForwardProblem& problem, const RowTile& rows, KeySource source);
+  template <class Scores, class Values>
+  void run_with(const ForwardProblem& problem, const RowTile& rows, KeySource& source) {
+    std::get<ForwardTile<Scores, Values>>(tiles_).run(problem, rows, source, tiling_);
+  }
 
   [[maybe_unused]] cpu::BFloat16Unit unit_ = cpu::BFloat16Unit::none;
   Tiling tiling_;
   KeySource::Buffers source_buffers_;
-  ForwardTile<FloatScores, FloatValues> floats_;
 #if FOVEA_PAIR_PRODUCTS
-  ForwardTile<PairScores<PairDots>, PairValues<PairDots>> dots_;
-  ForwardTile<PairScores<PairTiles>, PairValues<PairTiles>> tiles_;
+  using DotValues = PairValues<PairDots>;
+  using TileValues = PairValues<PairTiles>;
+  std::tuple<ForwardTile<FloatScores, FloatValues>, ForwardTile<Int8Scores<float>, FloatValues>,
+             ForwardTile<Int8Scores<Quad>, FloatValues>, ForwardTile<PairScores<PairDots>, DotValues>,
+             ForwardTile<Int8Scores<Quad>, DotValues>, ForwardTile<PairScores<PairTiles>, TileValues>,
+             ForwardTile<Int8Scores<Quad>, TileValues>>
+      tiles_;
+#else
+  std::tuple<ForwardTile<FloatScores, FloatValues>, ForwardTile<Int8Scores<float>, FloatValues>> tiles_;
 #endif
 };
 
 void ForwardWorker::run(const ForwardProblem& problem, const RowTile& rows, KeySource source) {
+  const ScoreArithmetic scores = problem.args.scores;
+  const bool int8 = scores == ScoreArithmetic::int8;
 #if FOVEA_PAIR_PRODUCTS
-  if (problem.args.q.dtype == DType::bf16 && !reads_few_rows(problem, rows)) {
-    if (unit_ == cpu::BFloat16Unit::tiles) return tiles_.run(problem, rows, source, tiling_);
-    if (unit_ == cpu::BFloat16Unit::dots) return dots_.run(problem, rows, source, tiling_);
-  }
+  const bool quads = int8 && has_int8_dot();
+  const bool pairs = problem.args.q.dtype == DType::bf16 && scores != ScoreArithmetic::f32 &&
+                     !reads_few_rows(problem, rows) && (quads || !int8);
+  if (pairs && unit_ == cpu::BFloat16Unit::tiles)
+    return quads ? run_with<Int8Scores<Quad>, TileValues>(problem, rows, source)
+                 : run_with<PairScores<PairTiles>, TileValues>(problem, rows, source);
+  if (pairs && unit_ == cpu::BFloat16Unit::dots)
+    return quads ? run_with<Int8Scores<Quad>, DotValues>(problem, rows, source)
+                 : run_with<PairScores<PairDots>, DotValues>(problem, rows, source);
+  if (quads) return run_with<Int8Scores<Quad>, FloatValues>(problem, rows, source);
 #endif
-  floats_.run(problem, rows, source, tiling_);
+  if (int8) return run_with<Int8Scores<float>, FloatValues>(problem, rows, source);
+  run_with<FloatScores, FloatValues>(problem, rows, source);
 }
 
 void ForwardWorker::run(const ForwardTask& task) {
