@@ -81,22 +81,24 @@ HWY_INLINE void pack_key_pairs(const AttentionArgs& a, int64_t b, int64_t kv, co
   }
 }
 
-/// to[c] = {even[c], odd[c]}
-HWY_INLINE void interleave_rows(const uint16_t* even, const uint16_t* odd, int64_t count, Pair* to) {
+// kLanes pairs.
+HWY_INLINE void interleave_vector(const uint16_t* even, const uint16_t* odd, Pair* to) {
   const hn::RebindToUnsigned<Floats> d;
   const hn::Rebind<uint16_t, Floats> narrow;
+  const auto low = hn::PromoteTo(d, hn::LoadU(narrow, even)), high = hn::PromoteTo(d, hn::LoadU(narrow, odd));
+  hn::StoreU(hn::Or(low, hn::ShiftLeft<16>(high)), d, to);
+}
+
+/// to[c] = {even[c], odd[c]}, and zeros up to the next multiple of kLanes.
+HWY_INLINE void interleave_rows(const uint16_t* even, const uint16_t* odd, int64_t count, Pair* to) {
   int64_t c = 0;
-  for (; c + kLanes <= count; c += kLanes) {
-    const auto low = hn::PromoteTo(d, hn::LoadU(narrow, even + c));
-    const auto high = hn::PromoteTo(d, hn::LoadU(narrow, odd + c));
-    hn::StoreU(hn::Or(low, hn::ShiftLeft<16>(high)), d, to + c);
-  }
+  for (; c + kLanes <= count; c += kLanes) interleave_vector(even + c, odd + c, to + c);
   if (c == count) return;
   uint16_t tails[2][kLanes] = {};
   const size_t rest = static_cast<size_t>(count - c) * sizeof(uint16_t);
   std::memcpy(tails[0], even + c, rest);
   std::memcpy(tails[1], odd + c, rest);
-  interleave_rows(tails[0], tails[1], kLanes, to + c);
+  interleave_vector(tails[0], tails[1], to + c);
 }
 
 /// to [keys / 2][width]: values of two neighbouring keys in a pair; keys past the last are zero up to `keys`,
