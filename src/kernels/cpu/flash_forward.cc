@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cmath>
 #include <vector>
 
 #include "fovea/core/memory.h"
@@ -10,6 +9,7 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/flash_forward.cc"
 #include "hwy/foreach_target.h"
 #include "kernels/cpu/pack-inl.h"
+#include "kernels/cpu/results-inl.h"
 #include "kernels/cpu/scores-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 
@@ -39,7 +39,7 @@ class ForwardTile {
     begin(problem, rows, tiling);
     KeyTile tile;
     while (source.next(tile)) step(tile);
-    finish();
+    finish_rows(problem, rows, running_.data(), o_.data(), width_);
   }
 
   KeySource::Buffers source_buffers;
@@ -47,7 +47,6 @@ class ForwardTile {
  private:
   void begin(const ForwardProblem& problem, const RowTile& rows, const Tiling& tiling);
   void step(const KeyTile& tile);
-  void finish();
 
   bool limit_columns(const KeyTile& tile);
   bool mask_shows(const KeyTile& tile) const;
@@ -94,6 +93,10 @@ void ForwardTile::begin(const ForwardProblem& problem, const RowTile& rows, cons
 
 // Limits of every query; false when all queries see all keys of the tile.
 bool ForwardTile::limit_columns(const KeyTile& tile) {
+  if (cpu::all_seen(*a_, rows_, tile)) {
+    std::fill(columns_.data(), columns_.data() + rows_.queries, Columns{0, 0, tile.count});
+    return false;
+  }
   bool limited = false;
   for (int64_t i = 0; i < rows_.queries; ++i) {
     columns_[i] = cpu::columns_seen(tile, a_->visible_keys(rows_.batch, rows_.query + i));
@@ -166,47 +169,11 @@ void ForwardTile::weigh_chunk(const KeyTile& tile, int64_t row, int64_t rows, in
   }
 }
 
-// O += P V. Where V holds NaN or infinity, rows that do not see them (weight 0) must not multiply them.
 void ForwardTile::add_values(const ValueRows& v, bool finite, int64_t row, int64_t rows, int64_t low,
                              int64_t high) {
-  const float* weights = scores_.data();
-  float* o = o_.data() + row * width_;
-  Product product{weights + low, stride_,    1,   v.data + low * v.stride, v.stride, o, width_,
-                  rows,          high - low, true};
-  if (finite) return multiply(product, width_);
-  product.rows = product.depth = 1;
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = low; c < high; ++c) {
-      product.a = weights + r * stride_ + c;
-      product.b = v.data + c * v.stride;
-      product.c = o + r * width_;
-      if (*product.a != 0.0f) multiply(product, width_);
-    }
-}
-
-void ForwardTile::finish() {
-  const ForwardProblem& p = *problem_;
-  const double infinity = std::numeric_limits<double>::infinity();
-  for (int64_t r = 0; r < rows_.rows(); ++r) {
-    const int64_t h = rows_.head_of(r), i = rows_.query_of(r);
-    const int64_t at = rows_.batch * p.lse_batch + h * p.lse_head + i;
-    double maximum = running_[r].maximum, sum = running_[r].sum, factor = 1;
-    if (p.sum) {
-      p.lse[at] = static_cast<float>(maximum * std::log(2.0));
-      p.sum[at] = running_[r].sum;
-    } else {
-      if (a_->sink) {
-        const double sink = static_cast<double>(a_->sink[h]) / std::log(2.0), top = std::max(maximum, sink);
-        factor = maximum == -infinity ? 0 : std::exp2(maximum - top);
-        sum = sum * factor + (sink == -infinity ? 0 : std::exp2(sink - top));
-        maximum = top;
-      }
-      p.lse[at] = static_cast<float>(sum == 0 ? -infinity : (maximum + std::log2(sum)) * std::log(2.0));
-      factor = sum == 0 ? 0 : factor / sum;
-    }
-    store_row(o_.data() + r * width_, a_->dim_v, static_cast<float>(factor), p.o.at(rows_.batch, h, i),
-              p.o.dtype);
-  }
+  weigh_values({scores_.data() + low, stride_, 1, v.data + low * v.stride, v.stride, o_.data() + row * width_,
+                width_, rows, high - low, true},
+               finite, width_);
 }
 
 void run_task(const ForwardTask& task, const Tiling& tiling, ForwardTile& tile) {
@@ -249,7 +216,10 @@ namespace fovea::kernels {
 HWY_EXPORT(run_forward_tasks);
 
 void cpu::run_forward(std::span<const ForwardProblem> problems) {
-  HWY_DYNAMIC_DISPATCH(run_forward_tasks)(problems);
+  std::vector<ForwardProblem> kinds[2];
+  for (const ForwardProblem& p : problems) kinds[is_short(p)].push_back(p);
+  if (!kinds[true].empty()) run_short_forward(kinds[true]);
+  if (!kinds[false].empty()) HWY_DYNAMIC_DISPATCH(run_forward_tasks)(kinds[false]);
 }
 
 }  // namespace fovea::kernels

@@ -52,7 +52,14 @@ int64_t list_size(const KeyPlan& plan, int64_t list) {
   return size;
 }
 
+constexpr int64_t kShortKeys = 128;  // their scores for 24 rows fit the first cache
+constexpr int64_t kShortRows = 8;    // fewer rows are read by single dot products
+
 }  // namespace
+
+bool is_short(const ForwardProblem& p) {
+  return !p.plan && p.args.keys <= kShortKeys && p.args.queries * p.args.group() >= kShortRows;
+}
 
 Tiling tiling_of(std::span<const ForwardProblem> problems) {
   int64_t width = 0, total_rows = 0, query_tile = 0, key_tile = 0, longest = 1;

@@ -27,6 +27,15 @@ VisibleKeys columns_seen(const KeyTile& tile, const VisibleKeys& sees) {
   return {column(sees.prefix), column(sees.begin), column(sees.end)};
 }
 
+bool all_seen(const AttentionArgs& args, const RowTile& rows, const KeyTile& tile) {
+  // Both edges ascend with the query; the first row sees the fewest keys on the right, the last on the left.
+  const auto sees_all = [&](int64_t query) {
+    const VisibleKeys sees = args.visible_keys(rows.batch, query);
+    return sees.begin <= tile.first && sees.end > tile.last();
+  };
+  return tile.count > 0 && sees_all(rows.query) && sees_all(rows.query + rows.queries - 1);
+}
+
 ListCursor::ListCursor(const KeyPlan& plan, int64_t list, const Hull& hull) : hull_(hull) {
   const auto i = static_cast<size_t>(list);
   range_ = plan.ranges.data() + plan.range_offsets[i];

@@ -35,6 +35,9 @@ struct KeyTile {
 /// The columns of a tile that hold the keys `sees`.
 VisibleKeys columns_seen(const KeyTile& tile, const VisibleKeys& sees);
 
+/// Does every row see every key of the tile?
+bool all_seen(const AttentionArgs& args, const RowTile& rows, const KeyTile& tile);
+
 /// The list of a plan that block `block` of query head `head` reads.
 int64_t list_of(const KeyPlan& plan, const AttentionArgs& a, int64_t b, int64_t head, int64_t block);
 
