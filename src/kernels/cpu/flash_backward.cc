@@ -61,25 +61,21 @@ Cut cut_of(const cpu::BackwardProblem& p) {
   return cut;
 }
 
-// Marks which of the keys [first, first + count) a list has; false when none.
-bool mark_members(const KeyPlan& plan, int64_t list, int64_t first, int64_t count, uint8_t* members) {
+// Sets `bit` for those of the keys [first, first + count) that a list has.
+void mark_members(const KeyPlan& plan, int64_t list, int64_t first, int64_t count, uint32_t bit,
+                  uint32_t* members) {
   const auto i = static_cast<size_t>(list);
   const int64_t end = first + count;
-  bool any = false;
-  std::fill(members, members + count, uint8_t{0});
   const auto ranges_end = plan.ranges.begin() + plan.range_offsets[i + 1];
   auto range = std::lower_bound(plan.ranges.begin() + plan.range_offsets[i], ranges_end, first,
                                 [](const KeyPlan::Range& r, int64_t key) { return r.end <= key; });
-  for (; range != ranges_end && range->begin < end; ++range) {
-    const int64_t low = std::max<int64_t>(range->begin, first), high = std::min<int64_t>(range->end, end);
-    if (low >= high) continue;
-    std::fill(members + low - first, members + high - first, uint8_t{1});
-    any = true;
-  }
+  for (; range != ranges_end && range->begin < end; ++range)
+    for (int64_t key = std::max<int64_t>(range->begin, first); key < std::min<int64_t>(range->end, end);
+         ++key)
+      members[key - first] |= bit;
   const auto columns_end = plan.columns.begin() + plan.column_offsets[i + 1];
   auto column = std::lower_bound(plan.columns.begin() + plan.column_offsets[i], columns_end, first);
-  for (; column != columns_end && *column < end; ++column) members[*column - first] = 1, any = true;
-  return any;
+  for (; column != columns_end && *column < end; ++column) members[*column - first] |= bit;
 }
 
 // Key tiles take their turn at a query tile in ascending order.
@@ -220,7 +216,7 @@ class BackwardTile {
   PackedTile packed_, packed_chosen_;
   memory::Buffer<float> q_, d_o_, scores_, grads_, dk_, dv_, part_, stage_;
   memory::Buffer<int32_t> keys_;
-  memory::Buffer<uint8_t> members_;
+  memory::Buffer<uint32_t> members_;
   GatheredRow gathered_;
 };
 
@@ -240,7 +236,7 @@ void BackwardTile::reserve(const Shared& shared) {
   packed_chosen_.reserve(keys, depth_, width, width_v);
   part_.reserve(keys * std::max(width, width_v));
   keys_.reserve(keys);
-  members_.reserve((kRowTile + 1) * keys);
+  members_.reserve(keys);
   gathered_.reserve(keys);
 }
 
@@ -305,33 +301,25 @@ void BackwardTile::meet(const RowTile& rows, int64_t row_tile) {
 // the members masked.
 bool BackwardTile::choose_keys(const RowTile& rows, const Hull& hull) {
   const KeyPlan& plan = *shared_->problem.plan;
-  const int64_t keys = shared_->cut.keys, count = whole_.count, block = rows.query / plan.block_q;
+  const int64_t count = whole_.count, block = rows.query / plan.block_q;
   const int64_t lists = (rows.query + rows.queries - 1) / plan.block_q - block + 1;
   const int64_t first_list = cpu::list_of(plan, *a_, rows.batch, rows.head, block);
-  uint8_t *members = members_.data(), *any = members + lists * keys;
-  bool found = false;
-  std::fill(any, any + count, uint8_t{0});
-  for (int64_t l = 0; l < lists; ++l) {
-    if (!mark_members(plan, first_list + l, whole_.first, count, members + l * keys)) continue;
-    found = true;
-    for (int64_t c = 0; c < count; ++c) any[c] |= members[l * keys + c];
-  }
-  if (!found) return false;
+  uint32_t* members = members_.data();
+  std::fill(members, members + count, uint32_t{0});
+  for (int64_t l = 0; l < lists; ++l)
+    mark_members(plan, first_list + l, whole_.first, count, uint32_t{1} << l, members);
   int64_t chosen = 0;
   for (int64_t c = 0; c < count; ++c) {
     const int64_t key = whole_.first + c;
-    if (any[c] && (key < hull.prefix || (key >= hull.begin && key < hull.end)))
+    if (members[c] != 0 && (key < hull.prefix || (key >= hull.begin && key < hull.end)))
       keys_[chosen++] = static_cast<int32_t>(key);
   }
   if (chosen == 0) return false;
   chosen_ = whole_;
-  chosen_.members_stride = keys;
   if (4 * chosen < 3 * count) {
     chosen_.keys = keys_.data();
     chosen_.count = chosen;
-    for (int64_t l = 0; lists > 1 && l < lists; ++l)
-      for (int64_t c = 0; c < chosen; ++c)
-        members[l * keys + c] = members[l * keys + keys_[c] - whole_.first];
+    for (int64_t c = 0; c < chosen; ++c) members[c] = members[keys_[c] - whole_.first];
     chosen_.members = lists > 1 ? members : nullptr;
   } else {
     chosen_.members = lists > 1 || chosen < count ? members : nullptr;

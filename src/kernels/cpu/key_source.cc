@@ -2,6 +2,7 @@
 #include "kernels/cpu/key_source.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace fovea::kernels::cpu {
 
@@ -12,6 +13,14 @@ Hull hull_of(const AttentionArgs& args, const RowTile& rows) {
   Hull hull{std::max(first.prefix, last.prefix), first.begin, last.end};
   if (hull.prefix >= hull.begin) hull = {0, 0, std::max(hull.prefix, hull.end)};
   return hull;
+}
+
+int64_t list_size(const KeyPlan& plan, int64_t list) {
+  const auto i = static_cast<size_t>(list);
+  int64_t size = plan.column_offsets[i + 1] - plan.column_offsets[i];
+  for (int64_t r = plan.range_offsets[i]; r < plan.range_offsets[i + 1]; ++r)
+    size += plan.ranges[static_cast<size_t>(r)].end - plan.ranges[static_cast<size_t>(r)].begin;
+  return size;
 }
 
 int64_t list_of(const KeyPlan& plan, const AttentionArgs& a, int64_t b, int64_t head, int64_t block) {
@@ -43,22 +52,17 @@ ListCursor::ListCursor(const KeyPlan& plan, int64_t list, const Hull& hull) : hu
   column_ = plan.columns.data() + plan.column_offsets[i];
   columns_end_ = plan.columns.data() + plan.column_offsets[i + 1];
   if (range_ < ranges_end_) at_ = range_->begin;
-  settle();
 }
 
-// Moves to the next key inside the hull.
-void ListCursor::settle() {
+bool ListCursor::settle() {
   for (;;) {
     while (range_ < ranges_end_ && at_ >= range_->end)
       if (++range_ < ranges_end_) at_ = range_->begin;
-    const int32_t in_range = range_ < ranges_end_ ? at_ : kEnd;
-    const int32_t in_columns = column_ < columns_end_ ? *column_ : kEnd;
-    next_ = std::min(in_range, in_columns);
-    if (next_ < hull_.prefix || (next_ >= hull_.begin && next_ < hull_.end)) return;
-    if (next_ >= hull_.end) {
-      next_ = kEnd;
-      return;
-    }
+    next_in_range_ = range_ < ranges_end_ ? at_ : INT64_MAX;
+    const int64_t next = std::min<int64_t>(next_in_range_, column_ < columns_end_ ? *column_ : INT64_MAX);
+    limit_ = next < hull_.prefix ? hull_.prefix : hull_.end;
+    if (next >= hull_.end && next >= hull_.prefix) return false;
+    if (next < hull_.prefix || next >= hull_.begin) return true;
     // In the gap between prefix and window: jump over it.
     const auto target = static_cast<int32_t>(hull_.begin);
     column_ = std::lower_bound(column_, columns_end_, target);
@@ -68,12 +72,35 @@ void ListCursor::settle() {
   }
 }
 
-void ListCursor::pop() {
-  if (range_ < ranges_end_ && at_ == next_)
-    ++at_;
-  else
-    ++column_;
-  settle();
+int64_t ListCursor::take(int32_t* to, int64_t room) {
+  int64_t count = 0;
+  while (count < room && settle()) {
+    if (column_ == columns_end_ || next_in_range_ < *column_) {
+      const int64_t stop = std::min({int64_t{range_->end}, limit_, at_ + room - count});
+      while (at_ < stop) to[count++] = static_cast<int32_t>(at_++);
+    } else {
+      const int64_t stop = std::min(next_in_range_, limit_);
+      const int32_t* end = column_ + std::min(room - count, columns_end_ - column_);
+      while (column_ < end && *column_ < stop) to[count++] = *column_++;
+    }
+  }
+  return count;
+}
+
+const int32_t* ListCursor::take_in_place(int64_t room, int64_t& count) {
+  if (!settle() || column_ == columns_end_ || next_in_range_ < *column_) return nullptr;
+  const int64_t stop = std::min(next_in_range_, limit_);
+  const int32_t* end = column_ + std::min(room, columns_end_ - column_);
+  if (end[-1] >= stop) {
+    if (next_in_range_ < limit_ || limit_ < hull_.end) return nullptr;
+    end = std::lower_bound(column_, end, stop);
+  } else if (end == columns_end_ && range_ < ranges_end_ && end - column_ < room) {
+    return nullptr;
+  }
+  const int32_t* first = column_;
+  count = end - first;
+  column_ = end;
+  return first;
 }
 
 KeySource::KeySource(const AttentionArgs& args, const RowTile& rows, int64_t key_tile)
@@ -82,15 +109,14 @@ KeySource::KeySource(const AttentionArgs& args, const RowTile& rows, int64_t key
 }
 
 KeySource::KeySource(const AttentionArgs& args, const RowTile& rows, int64_t key_tile, const KeyPlan& plan,
-                     int64_t first_list, int64_t lists, Buffers& buffers)
-    : key_tile_(key_tile), hull_(hull_of(args, rows)), buffers_(&buffers) {
-  buffers.keys.reserve(key_tile);
-  if (lists > 1) buffers.members.reserve(lists * key_tile);
-  cursors_.reserve(static_cast<size_t>(lists));
-  for (int64_t i = 0; i < lists; ++i) cursors_.emplace_back(plan, first_list + i, hull_);
+                     int64_t list, memory::Buffer<int32_t>& buffer)
+    : key_tile_(key_tile), hull_(hull_of(args, rows)) {
+  buffer.reserve(key_tile);
+  buffer_ = buffer.data();
+  cursor_.emplace(plan, list, hull_);
 }
 
-bool KeySource::next(KeyTile& tile) { return buffers_ ? next_gathered(tile) : next_range(tile); }
+bool KeySource::next(KeyTile& tile) { return cursor_ ? next_gathered(tile) : next_range(tile); }
 
 bool KeySource::next_range(KeyTile& tile) {
   if (at_ < hull_.begin && at_ >= hull_.prefix) at_ = hull_.begin;
@@ -104,25 +130,85 @@ bool KeySource::next_range(KeyTile& tile) {
 }
 
 bool KeySource::next_gathered(KeyTile& tile) {
-  int32_t* keys = buffers_->keys.data();
-  uint8_t* members = buffers_->members.data();
-  const bool shared = cursors_.size() > 1;
   int64_t count = 0;
-  for (; count < key_tile_; ++count) {
-    int32_t key = ListCursor::kEnd;
-    for (const auto& cursor : cursors_) key = std::min(key, cursor.peek());
-    if (key == ListCursor::kEnd) break;
-    keys[count] = key;
-    for (size_t list = 0; list < cursors_.size(); ++list) {
-      const bool has = cursors_[list].peek() == key;
-      if (has) cursors_[list].pop();
-      if (shared) members[static_cast<int64_t>(list) * key_tile_ + count] = has;
-    }
+  const int32_t* keys = cursor_->take_in_place(key_tile_, count);
+  if (!keys) {
+    keys = buffer_;
+    count = cursor_->take(buffer_, key_tile_);
   }
   if (count == 0) return false;
-  tile = {keys[0], count, keys, shared ? members : nullptr, key_tile_};
-  if (keys[count - 1] - keys[0] + 1 == count) tile.keys = nullptr;
+  tile = tile_of({keys, count});
   return true;
+}
+
+KeyTile tile_of(const Keys& keys) {
+  KeyTile tile{.first = keys.keys[0], .count = keys.count, .keys = keys.keys};
+  if (tile.last() - tile.first + 1 == tile.count) tile.keys = nullptr;
+  return tile;
+}
+
+void ListSplit::split(const KeyPlan& plan, int64_t first_list, int64_t lists, const Hull& hull,
+                      int64_t share) {
+  shared_count_ = 0;
+  int64_t size = 0;
+  for (int64_t l = 0; l < lists; ++l) size += list_size(plan, first_list + l);
+  keys_.reserve(size);
+  int32_t* to = keys_.data();
+  for (int64_t l = 0; l < lists; ++l) {
+    ListCursor cursor(plan, first_list + l, hull);
+    Keys& rest = rest_[l];
+    const int64_t most = list_size(plan, first_list + l);
+    rest.keys = share == 0 ? cursor.take_in_place(std::max<int64_t>(1, most), rest.count) : nullptr;
+    if (rest.keys) continue;
+    rest = {to, cursor.take(to, most)};
+    to += most;
+  }
+  if (share > 0) share_keys(plan.keys, lists, share);
+}
+
+void ListSplit::share_keys(int64_t keys, int64_t lists, int64_t share) {
+  const int64_t words = keys / 64 + 1;
+  if (keys > prepared_) {
+    lists_of_.reserve(keys), seen_.reserve(words);
+    std::fill_n(lists_of_.data(), keys, 0u);
+    std::fill_n(seen_.data(), words, uint64_t{0});
+    prepared_ = keys;
+  }
+  uint32_t* lists_of = lists_of_.data();
+  uint64_t* seen = seen_.data();
+  int64_t longest = 0;
+  for (int64_t l = 0; l < lists; ++l) {
+    longest += rest_[l].count;
+    for (int64_t c = 0; c < rest_[l].count; ++c) {
+      const auto key = static_cast<uint32_t>(rest_[l].keys[c]);
+      lists_of[key] |= uint32_t{1} << l;
+      seen[key / 64] |= uint64_t{1} << (key % 64);
+    }
+  }
+  shared_.reserve(longest / share + 1), members_.reserve(longest / share + 1);
+  for (int64_t word = 0; word < words; ++word)
+    for (uint64_t bits = seen[word]; bits != 0; bits &= bits - 1) {
+      const int64_t key = 64 * word + std::countr_zero(bits);
+      // Written in any case, kept where shared.
+      shared_[shared_count_] = static_cast<int32_t>(key);
+      members_[shared_count_] = lists_of[key];
+      shared_count_ += std::popcount(lists_of[key]) >= share;
+    }
+  for (int64_t l = 0; l < lists; ++l) {
+    int32_t* keys_of_list = keys_.data() + (rest_[l].keys - keys_.data());
+    int64_t kept = 0;
+    for (int64_t c = 0; c < rest_[l].count; ++c) {
+      const int32_t key = keys_of_list[c];
+      keys_of_list[kept] = key;
+      kept += std::popcount(lists_of[key]) < share;
+    }
+    rest_[l].count = kept;
+  }
+  for (int64_t word = 0; word < words; ++word) {
+    for (uint64_t bits = seen[word]; bits != 0; bits &= bits - 1)
+      lists_of[64 * word + std::countr_zero(bits)] = 0;
+    seen[word] = 0;
+  }
 }
 
 }  // namespace fovea::kernels::cpu

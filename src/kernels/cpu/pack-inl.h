@@ -60,30 +60,6 @@ HWY_INLINE void pack_keys(const AttentionArgs& a, int64_t b, int64_t head, const
   }
 }
 
-/// scores[r * stride + c] = q_r . k_c for a few packed query rows, without packing the keys. Writes up to
-/// three columns past the last key; `stage` holds four rows.
-HWY_INLINE void score_rows(const AttentionArgs& a, int64_t b, int64_t head, const KeyTile& tile,
-                           const float* q, int64_t rows, float* stage, float* scores, int64_t stride) {
-  const Floats d;
-  const int64_t depth = packed_depth(a), kv = head / a.group();
-  for (int64_t c = 0; c < tile.count; c += 4) {
-    const float* k[4];
-    for (int64_t i = 0; i < 4; ++i)
-      k[i] = key_row(a, b, head, kv, tile.key(std::min(c + i, tile.count - 1)), stage + i * depth);
-    for (int64_t r = 0; r < rows; ++r) {
-      FloatVector sum[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
-      for (int64_t x = 0; x < depth; x += kLanes) {
-        const auto query = hn::LoadU(d, q + r * depth + x);
-        sum[0] = hn::MulAdd(query, hn::LoadU(d, k[0] + x), sum[0]);
-        sum[1] = hn::MulAdd(query, hn::LoadU(d, k[1] + x), sum[1]);
-        sum[2] = hn::MulAdd(query, hn::LoadU(d, k[2] + x), sum[2]);
-        sum[3] = hn::MulAdd(query, hn::LoadU(d, k[3] + x), sum[3]);
-      }
-      sum_four(sum, scores + r * stride + c);
-    }
-  }
-}
-
 /// Value rows of a tile as [count][stride] f32.
 struct ValueRows {
   const float* data;
