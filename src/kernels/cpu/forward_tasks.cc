@@ -45,7 +45,7 @@ void add_tasks(const ForwardProblem& p, int64_t b, int64_t head, int64_t heads, 
 
 // Cost of a key in cycles for D = 64 or so: packed once and multiplied with each row of a tile, or read in
 // place for up to kFewRows rows.
-constexpr int64_t kPackKey = 40, kPackedRow = 11, kReadKey = 8, kReadRow = 9;
+constexpr int64_t kPackKey = 40, kPackedRow = 11, kReadKey = 30, kReadRow = 8;
 
 constexpr int64_t kShortKeys = 128;  // their scores for 24 rows fit the first cache
 constexpr int64_t kShortRows = 8;    // fewer rows are read by single dot products

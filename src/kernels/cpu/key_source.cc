@@ -156,58 +156,68 @@ void ListSplit::split(const KeyPlan& plan, int64_t first_list, int64_t lists, co
   int32_t* to = keys_.data();
   for (int64_t l = 0; l < lists; ++l) {
     ListCursor cursor(plan, first_list + l, hull);
-    Keys& rest = rest_[l];
     const int64_t most = list_size(plan, first_list + l);
-    rest.keys = share == 0 ? cursor.take_in_place(std::max<int64_t>(1, most), rest.count) : nullptr;
-    if (rest.keys) continue;
-    rest = {to, cursor.take(to, most)};
+    int64_t count = 0;
+    const int32_t* keys = cursor.take_in_place(std::max<int64_t>(1, most), count);
+    if (!keys) {
+      count = cursor.take(to, most);
+      keys = to;
+    }
+    rest_[l] = {keys, count};
     to += most;
   }
   if (share > 0) share_keys(plan.keys, lists, share);
 }
 
 void ListSplit::share_keys(int64_t keys, int64_t lists, int64_t share) {
-  const int64_t words = keys / 64 + 1;
+  const int64_t blocks = keys / kBlock + 1;
   if (keys > prepared_) {
-    lists_of_.reserve(keys), seen_.reserve(words);
-    std::fill_n(lists_of_.data(), keys, 0u);
-    std::fill_n(seen_.data(), words, uint64_t{0});
+    lists_of_.reserve(blocks * kBlock), seen_.reserve(blocks);
+    std::fill_n(lists_of_.data(), blocks * kBlock, uint32_t{0});
+    std::fill_n(seen_.data(), blocks, uint8_t{0});
     prepared_ = keys;
   }
   uint32_t* lists_of = lists_of_.data();
-  uint64_t* seen = seen_.data();
-  int64_t longest = 0;
+  uint8_t* seen = seen_.data();
+  int64_t total = 0;
   for (int64_t l = 0; l < lists; ++l) {
-    longest += rest_[l].count;
+    total += rest_[l].count;
     for (int64_t c = 0; c < rest_[l].count; ++c) {
-      const auto key = static_cast<uint32_t>(rest_[l].keys[c]);
+      const int32_t key = rest_[l].keys[c];
       lists_of[key] |= uint32_t{1} << l;
-      seen[key / 64] |= uint64_t{1} << (key % 64);
+      seen[key / kBlock] = 1;
     }
   }
-  shared_.reserve(longest / share + 1), members_.reserve(longest / share + 1);
-  for (int64_t word = 0; word < words; ++word)
-    for (uint64_t bits = seen[word]; bits != 0; bits &= bits - 1) {
-      const int64_t key = 64 * word + std::countr_zero(bits);
-      // Written in any case, kept where shared.
-      shared_[shared_count_] = static_cast<int32_t>(key);
-      members_[shared_count_] = lists_of[key];
-      shared_count_ += std::popcount(lists_of[key]) >= share;
-    }
+  collect_shared(blocks, total / share + 1, share);
+  int32_t* to = keys_.data();
   for (int64_t l = 0; l < lists; ++l) {
-    int32_t* keys_of_list = keys_.data() + (rest_[l].keys - keys_.data());
+    const Keys all = rest_[l];
     int64_t kept = 0;
-    for (int64_t c = 0; c < rest_[l].count; ++c) {
-      const int32_t key = keys_of_list[c];
-      keys_of_list[kept] = key;
-      kept += std::popcount(lists_of[key]) < share;
+    for (int64_t c = 0; c < all.count; ++c) {
+      // Written in any case, kept where it is not shared.
+      to[kept] = all.keys[c];
+      kept += std::popcount(lists_of[all.keys[c]]) < share;
     }
-    rest_[l].count = kept;
+    rest_[l] = {to, kept};
+    to += kept;
   }
-  for (int64_t word = 0; word < words; ++word) {
-    for (uint64_t bits = seen[word]; bits != 0; bits &= bits - 1)
-      lists_of[64 * word + std::countr_zero(bits)] = 0;
-    seen[word] = 0;
+  for (int64_t block = 0; block < blocks; ++block)
+    if (seen[block] != 0) {
+      std::fill_n(lists_of + block * kBlock, kBlock, uint32_t{0});
+      seen[block] = 0;
+    }
+}
+
+void ListSplit::collect_shared(int64_t blocks, int64_t most, int64_t share) {
+  shared_.reserve(most), members_.reserve(most);
+  for (int64_t block = 0; block < blocks; ++block) {
+    if (seen_[block] == 0) continue;
+    for (int64_t key = block * kBlock; key < (block + 1) * kBlock; ++key) {
+      const uint32_t members = lists_of_[key];
+      if (std::popcount(members) < share) continue;
+      shared_[shared_count_] = static_cast<int32_t>(key);
+      members_[shared_count_++] = members;
+    }
   }
 }
 

@@ -116,13 +116,16 @@ class ListSplit {
   Keys rest(int64_t list) const { return rest_[list]; }
 
  private:
+  static constexpr int64_t kBlock = 64;
+
   void share_keys(int64_t keys, int64_t lists, int64_t share);
+  void collect_shared(int64_t blocks, int64_t most, int64_t share);
 
   int64_t shared_count_ = 0;
   memory::Buffer<int32_t> keys_, shared_;
   memory::Buffer<uint32_t> members_;
   memory::Buffer<uint32_t> lists_of_;  // [keys]: bit l where list l has the key; all 0 between splits
-  memory::Buffer<uint64_t> seen_;      // a bit for each key; likewise
+  memory::Buffer<uint8_t> seen_;       // [keys / kBlock]: is one of a block in any list? Likewise
   int64_t prepared_ = 0;               // keys for which both are set up
   Keys rest_[kMostLists];
 };

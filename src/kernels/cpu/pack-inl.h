@@ -18,6 +18,13 @@ namespace fovea::kernels::HWY_NAMESPACE {
 using cpu::KeyTile;
 using cpu::RowTile;
 
+/// Asks for a row that is read soon.
+HWY_INLINE void prefetch_row(const View& x, int64_t b, int64_t head, int64_t key, int64_t count) {
+  constexpr int64_t kLine = 64;
+  const char* row = x.at(b, head, key);
+  for (int64_t at = 0; at < count * size_of(x.dtype); at += kLine) __builtin_prefetch(row + at, 0, 3);
+}
+
 /// Length of a packed query or key row: D, the rank of the low-rank bias, and zeros.
 HWY_INLINE int64_t packed_depth(const AttentionArgs& a) { return round_up(a.dim + a.rank, kLanes); }
 
@@ -54,6 +61,9 @@ HWY_INLINE void pack_keys(const AttentionArgs& a, int64_t b, int64_t head, const
   std::fill(zeros, zeros + depth, 0.0f);
   const float* rows[kLanes];
   for (int64_t c = 0; c < tile.count; c += kLanes) {
+    // Gathered rows are out of reach of the processor's own look-ahead.
+    for (int64_t r = kLanes; tile.keys && r < 2 * kLanes && c + r < tile.count; ++r)
+      prefetch_row(a.k, b, kv, tile.keys[c + r], a.dim);
     for (int64_t r = 0; r < kLanes; ++r)
       rows[r] = c + r < tile.count ? key_row(a, b, head, kv, tile.key(c + r), stage + r * depth) : zeros;
     transpose_rows(rows, depth, to + c / kPanel * depth * kPanel + c % kPanel, kPanel);
@@ -72,8 +82,11 @@ HWY_INLINE ValueRows pack_values(const AttentionArgs& a, int64_t b, int64_t head
   const int64_t kv = head / a.group(), width = round_up(a.dim_v, kLanes);
   if (!tile.keys && a.v.dtype == DType::f32 && a.v.row == width && a.dim_v == width)
     return {a.v.at<float>(b, kv, tile.first), width};
-  for (int64_t c = 0; c < tile.count; ++c)
+  constexpr int64_t kAhead = 16;
+  for (int64_t c = 0; c < tile.count; ++c) {
+    if (tile.keys && c + kAhead < tile.count) prefetch_row(a.v, b, kv, tile.keys[c + kAhead], a.dim_v);
     load_row(a.v.at(b, kv, tile.key(c)), a.v.dtype, a.dim_v, 1.0f, to + c * width, width);
+  }
   return {to, width};
 }
 
