@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kMinTasks = 16;   // so that two to eight threads end at about the same time
 constexpr int64_t kMinRows = 48;    // below this, packing keys costs more than a tenth
-constexpr int64_t kUnionRows = 32;  // rows of several short lists that are worth one pass
+constexpr int64_t kUnionRows = 64;  // rows of several short lists that are worth one pass
 
 // Query heads of one kv head share a packed key tile unless their keys differ.
 int64_t heads_in_tile(const ForwardProblem& p, int64_t rows) {
@@ -24,7 +24,8 @@ void add_tasks(const ForwardProblem& p, int64_t b, int64_t head, int64_t heads, 
   int64_t block = a.queries;  // no tile straddles two of these
   if (p.plan) {
     const int64_t block_q = p.plan->block_q;
-    block = block_q * std::max<int64_t>(1, std::min(kUnionRows, rows) / (block_q * heads));
+    block = block_q *
+            std::clamp<int64_t>(std::min(kUnionRows, rows) / (block_q * heads), 1, ListSplit::kMostLists);
   }
   step = std::min(step, block);
   const size_t first = tasks.size();
@@ -45,7 +46,7 @@ void add_tasks(const ForwardProblem& p, int64_t b, int64_t head, int64_t heads, 
 
 // Cost of a key in cycles for D = 64 or so: packed once and multiplied with each row of a tile, or read in
 // place for up to kFewRows rows.
-constexpr int64_t kPackKey = 40, kPackedRow = 11, kReadKey = 30, kReadRow = 8;
+constexpr int64_t kPackKey = 40, kPackedRow = 11, kReadKey = 22, kReadRow = 8;
 
 constexpr int64_t kShortKeys = 128;  // their scores for 24 rows fit the first cache
 constexpr int64_t kShortRows = 8;    // fewer rows are read by single dot products
