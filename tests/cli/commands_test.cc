@@ -198,6 +198,25 @@ TEST(Run, AnInterruptLeavesNoTemporaryFile) {
   }
 }
 
+TEST(Bench, KernelsStandBesideTheirCeilings) {
+  const auto rows = run_well({"bench", "--kernels", "windows", "threads", "--repeat", "1", "--json"}).json();
+  ASSERT_GT(rows.size(), 2u);
+  for (const auto& row : rows) {
+    EXPECT_GT(row["seconds"], 0.0) << row;
+    EXPECT_GT(row["fraction"], 0.0) << row;
+    EXPECT_TRUE(row["limit"] == "compute" || row["limit"] == "memory");
+    EXPECT_EQ(row["beside"].is_null(), row["time_share"].is_null());
+  }
+  EXPECT_EQ(rows.back()["kernel"], "threads");
+  EXPECT_EQ(rows.back()["work_share"], 1.0);
+}
+
+TEST(Bench, CeilingsAloneAreARow) {
+  const auto rows = run_well({"bench", "--roofline", "--threads", "1", "--json"}).json();
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_GT(rows[0]["f32_flops"], 0.0);
+}
+
 TEST(Bench, RowsHaveTheFieldsOfTheirContract) {
   const auto rows = run_well({"bench", "flash-attention", "quest", "--length", "256,300", "--queries", "1",
                               "--heads", "4/2", "--dim", "32", "--causal", "--threads", "1", "--set",
