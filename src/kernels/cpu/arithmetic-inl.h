@@ -9,7 +9,9 @@
 #include "fovea/core/memory.h"
 #include "kernels/cpu/amx-inl.h"
 #include "kernels/cpu/bfloat16-inl.h"
+#include "kernels/cpu/few_rows-inl.h"
 #include "kernels/cpu/pack-inl.h"
+#include "kernels/cpu/results-inl.h"
 #include "kernels/cpu/softmax-inl.h"
 
 #if defined(FOVEA_KERNELS_CPU_ARITHMETIC_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -35,27 +37,27 @@ struct Chunk {
 /// Nothing to set up around a row tile.
 struct NoSession {};
 
-/// Scores in f32, of inputs of any type. A few rows read the keys as they are instead of packing them.
+/// Scores in f32, of inputs of any type. Up to kFewRows rows may read the keys in place.
 class FloatScores {
  public:
-  void begin(const AttentionArgs& a, const RowTile& rows, float unit, int64_t keys, bool few) {
-    a_ = &a, rows_ = rows, few_ = few;
+  void begin(const AttentionArgs& a, const RowTile& rows, float unit, int64_t keys) {
+    a_ = &a, rows_ = rows;
     depth_ = packed_depth(a);
     q_.reserve(rows.rows() * depth_);
-    if (!few) k_.reserve(round_up(keys, kPanel) * depth_);
+    k_.reserve(round_up(keys, kPanel) * depth_);
     stage_.reserve(std::max<int64_t>(kLanes + 1, 4) * depth_);
     pack_queries(a, rows, unit, q_.data());
   }
 
-  void load(const KeyTile& tile) {
-    tile_ = tile;
-    if (!few_) pack_keys(*a_, rows_.batch, rows_.head, tile, stage_.data(), k_.data());
+  void load(const KeyTile& tile, bool in_place) {
+    tile_ = tile, in_place_ = in_place;
+    if (!in_place) pack_keys(*a_, rows_.batch, rows_.head, tile, stage_.data(), k_.data());
   }
 
   /// scores (=|+=) unit * scale * q.k
   void multiply(const Chunk& chunk, bool accumulate = false) const {
     const float* q = q_.data() + chunk.row * depth_;
-    if (few_)
+    if (in_place_)
       return score_rows(*a_, rows_.batch, rows_.head, tile_, q, chunk.rows, stage_.data(), chunk.scores,
                         chunk.stride);
     const int64_t skip = chunk.low / kPanel * kPanel;
@@ -72,7 +74,7 @@ class FloatScores {
   RowTile rows_;
   KeyTile tile_;
   int64_t depth_ = 0;
-  bool few_ = false;
+  bool in_place_ = false;
   memory::Buffer<float> q_, k_, stage_;
 };
 
@@ -83,7 +85,7 @@ class FloatValues {
   static constexpr int64_t kChunkRows = 48;
   static constexpr int64_t kEdgeRows = 24;
   static constexpr int64_t kRowGroup = 8;
-  static constexpr int64_t kRowStep = 1;  // O has room for rows up to a multiple of it
+  static constexpr int64_t kRowStep = 1;  // a chunk's scores have room for rows up to a multiple of it
 
   void begin(const AttentionArgs& a, const RowTile& rows, int64_t keys) {
     a_ = &a, rows_ = rows;
@@ -91,11 +93,11 @@ class FloatValues {
     packed_.reserve(keys * width_);
   }
 
-  void load(const KeyTile& tile) {
-    count_ = tile.count;
-    v_ = pack_values(*a_, rows_.batch, rows_.head, tile, packed_.data());
+  void load(const KeyTile& tile, bool in_place) {
+    tile_ = tile, in_place_ = in_place;
+    if (!in_place) v_ = pack_values(*a_, rows_.batch, rows_.head, tile, packed_.data());
   }
-  bool finite() const { return all_finite(v_, count_, width_); }
+  bool finite() const { return !in_place_ && all_finite(v_, tile_.count, width_); }
 
   /// Turns factor * scores of the chunk's rows [begin, begin + count), count <= kRowGroup, into weights, zero
   /// where `sees` hides them, and folds them into the running rows. `rescale` gets the factors for what was
@@ -116,31 +118,26 @@ class FloatValues {
   static float weight_sum(const RunningRow& row) { return row.sum; }
 
   /// o += weights * values for the chunk's rows.
-  void add(const Chunk& chunk, float* o) const { multiply(product_of(chunk, o), width_); }
-
+  void add(const Chunk& chunk, float* o) const { add(chunk, true, o); }
   /// The same where a weight of 0 hides a value that is not finite.
-  void add_seen(const Chunk& chunk, float* o) const {
-    const Product all = product_of(chunk, o);
-    Product one = all;
-    one.rows = one.depth = 1;
-    for (int64_t r = 0; r < all.rows; ++r)
-      for (int64_t k = 0; k < all.depth; ++k) {
-        one.a = all.a + r * all.a_row + k;
-        one.b = all.b + k * all.b_stride;
-        one.c = all.c + r * all.c_stride;
-        if (*one.a != 0.0f) multiply(one, width_);
-      }
-  }
+  void add_seen(const Chunk& chunk, float* o) const { add(chunk, false, o); }
 
  private:
-  Product product_of(const Chunk& chunk, float* o) const {
-    return {chunk.scores + chunk.low, chunk.stride, 1,          v_.data + chunk.low * v_.stride, v_.stride,
-            o + chunk.row * width_,   width_,       chunk.rows, chunk.high - chunk.low,          true};
+  void add(const Chunk& chunk, bool finite, float* o) const {
+    o += chunk.row * width_;
+    if (in_place_)
+      return add_value_rows(*a_, rows_.batch, rows_.head, tile_, chunk.scores, chunk.stride, chunk.rows,
+                            !finite, packed_.data(), o, width_);
+    weigh_values({chunk.scores + chunk.low, chunk.stride, 1, v_.data + chunk.low * v_.stride, v_.stride, o,
+                  width_, chunk.rows, chunk.high - chunk.low, true},
+                 finite, width_);
   }
 
   const AttentionArgs* a_ = nullptr;
   RowTile rows_;
-  int64_t width_ = 0, count_ = 0;
+  KeyTile tile_;
+  int64_t width_ = 0;
+  bool in_place_ = false;
   ValueRows v_ = {};
   memory::Buffer<float> packed_;
 };
@@ -176,24 +173,24 @@ struct PairTiles {
 template <class Unit>
 class PairScores {
  public:
-  void begin(const AttentionArgs& a, const RowTile& rows, float unit, int64_t keys, bool) {
+  void begin(const AttentionArgs& a, const RowTile& rows, float unit, int64_t keys) {
     a_ = &a, rows_ = rows;
     scale_ = a.scale * unit;
     depth_ = round_up(a.dim, Unit::kDepth);
-    q_.reserve(round_up(rows.rows(), Unit::kRowStep) * depth_ / 2);
+    q_.reserve((rows.rows() + Unit::kRowStep) * depth_ / 2);
     k_.reserve(round_up(keys, kPanel) * depth_ / 2);
     stage_.reserve((kLanes + 1) * depth_ / 2);
     pack_query_pairs(a, rows, depth_, q_.data());
     if (a.rank == 0) return;
     rank_only_ = a;
     rank_only_.dim = 0;
-    low_rank_.begin(rank_only_, rows, unit, keys, false);
+    low_rank_.begin(rank_only_, rows, unit, keys);
   }
 
-  void load(const KeyTile& tile) {
+  void load(const KeyTile& tile, bool) {
     pack_key_pairs(*a_, rows_.batch, rows_.head / a_->group(), tile, round_up(tile.count, Unit::kKeys),
                    depth_, stage_.data(), k_.data());
-    if (a_->rank > 0) low_rank_.load(tile);
+    if (a_->rank > 0) low_rank_.load(tile, false);
   }
 
   void multiply(const Chunk& chunk) const {
@@ -244,9 +241,10 @@ class PairValues {
     a_ = &a, rows_ = rows;
     width_ = round_up(a.dim_v, kLanes);
     v_.reserve((round_up(keys, Unit::kKeys) / 2 + 1) * width_);
+    rest_.reserve(Unit::kRowStep * width_);
   }
 
-  void load(const KeyTile& tile) {
+  void load(const KeyTile& tile, bool) {
     keys_ = round_up(tile.count, Unit::kKeys);
     pack_value_pairs(*a_, rows_.batch, rows_.head / a_->group(), tile, keys_, width_, v_.data());
   }
@@ -273,7 +271,18 @@ class PairValues {
   static float weight_sum(const RunningRow& row) { return row.rounded_sum; }
 
   void add(const Chunk& chunk, float* o) const {
-    kernels::HWY_NAMESPACE::multiply(typename Unit::AnyProduct{product_of(chunk, o)}, width_);
+    PairProduct product = product_of(chunk, o);
+    const int64_t rest = chunk.rows % Unit::kRowStep;
+    product.rows -= rest;
+    kernels::HWY_NAMESPACE::multiply(typename Unit::AnyProduct{product}, width_);
+    if (rest == 0) return;
+    // The rows below belong to others.
+    float* rows = product.c + product.rows * width_;
+    const size_t bytes = static_cast<size_t>(rest * width_) * sizeof(float);
+    std::memcpy(rest_.data(), rows, bytes);
+    product.a += product.rows * product.a_row, product.c = rest_.data(), product.rows = rest;
+    kernels::HWY_NAMESPACE::multiply(typename Unit::AnyProduct{product}, width_);
+    std::memcpy(rows, rest_.data(), bytes);
   }
 
   void add_seen(const Chunk& chunk, float* o) const {
@@ -319,6 +328,7 @@ class PairValues {
   RowTile rows_;
   int64_t width_ = 0, keys_ = 0;
   memory::Buffer<Pair> v_;  // and room for a row of values
+  memory::Buffer<float> rest_;
 };
 
 #endif  // FOVEA_PAIR_PRODUCTS

@@ -1,5 +1,4 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cmath>
 #include <tuple>
 #include <vector>
 
@@ -14,6 +13,7 @@
 #include "hwy/foreach_target.h"
 #include "kernels/cpu/arithmetic-inl.h"
 #include "kernels/cpu/int8_scores-inl.h"
+#include "kernels/cpu/results-inl.h"
 #include "kernels/cpu/scores-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -23,11 +23,12 @@ namespace {
 using cpu::ForwardProblem;
 using cpu::ForwardTask;
 using cpu::KeySource;
+using cpu::kFewRows;
+using cpu::ListSplit;
 using cpu::Tiling;
 
-// Up to this many rows, reading keys row by row is cheaper than packing them. Where a problem has more, so do
-// its smaller row tiles, so that a row's bits do not depend on how rows are tiled.
-constexpr int64_t kFewRows = 3;
+// Are keys read in place? Where a problem has more than a few rows, its smaller row tiles pack keys too, so
+// that a row's bits do not depend on how rows are tiled.
 bool reads_few_rows(const ForwardProblem& problem, const RowTile& rows) {
   return rows.heads * (problem.plan ? problem.plan->block_q : problem.args.queries) <= kFewRows;
 }
@@ -43,17 +44,20 @@ class ForwardTile {
     [[maybe_unused]] typename Values::Session session;
     begin(problem, rows, tiling);
     KeyTile tile;
-    while (source.next(tile)) step(tile);
-    finish();
+    while (source.next(tile)) step(tile, 0, rows.rows());
+    finish_rows(problem, rows, running_.data(), Values::weight_sum, o_.data(), width_);
   }
+
+  /// The rows of several lists: first the keys that many of them share, then the rest of each list.
+  void run(const ForwardProblem& problem, const RowTile& rows, const ListSplit& split, int64_t lists,
+           const Tiling& tiling);
 
  private:
   void begin(const ForwardProblem& problem, const RowTile& rows, const Tiling& tiling);
-  void step(const KeyTile& tile);
-  void finish();
+  void step(const KeyTile& tile, int64_t first, int64_t count);
 
-  bool limit_columns(const KeyTile& tile);
-  bool mask_shows(const KeyTile& tile) const;
+  bool limit_columns(const KeyTile& tile, int64_t first, int64_t count);
+  bool mask_shows(const KeyTile& tile, int64_t first, int64_t count) const;
   Chunk chunk_of(int64_t row, int64_t rows) const;
   void weigh(const KeyTile& tile, const Chunk& chunk);
   int64_t list_of(int64_t row) const {
@@ -71,7 +75,7 @@ class ForwardTile {
   GatheredRow gathered_;
   memory::Buffer<RunningRow> running_;
   memory::Buffer<Columns> columns_;
-  int64_t open_columns_ = -1;  // all rows see this many columns of the last tile, or -1
+  bool few_ = false;           // rows that read keys in place
   bool scales_first_ = false;  // something is added to the scaled product
   bool adjusts_ = false;       // or it is masked
 };
@@ -80,59 +84,76 @@ template <class Scores, class Values>
 void ForwardTile<Scores, Values>::begin(const ForwardProblem& problem, const RowTile& rows,
                                         const Tiling& tiling) {
   problem_ = &problem, a_ = &problem.args, rows_ = rows;
-  const int64_t n = rows.rows(), room = round_up(n, Values::kRowStep);
+  const int64_t n = rows.rows();
   width_ = round_up(a_->dim_v, kLanes);
   stride_ = round_up(tiling.keys, kLanes) + std::max<int64_t>(kLanes, 4);
   unit_ = score_unit(*a_);
-  scores_.begin(*a_, rows, unit_, tiling.keys, reads_few_rows(problem, rows));
+  scores_.begin(*a_, rows, unit_, tiling.keys);
   values_.begin(*a_, rows, tiling.keys);
-  chunk_.reserve(std::min(room, Values::kChunkRows) * stride_);
-  o_.reserve(room * width_);
+  chunk_.reserve(std::min(round_up(n, Values::kRowStep), Values::kChunkRows) * stride_);
+  o_.reserve(n * width_);
   gathered_.reserve(tiling.keys);
   running_.reserve(n);
   columns_.reserve(n);
-  open_columns_ = -1;
+  few_ = reads_few_rows(problem, rows);
   scales_first_ = a_->bias || a_->slopes || a_->softcap > 0;
   adjusts_ = scales_first_ || a_->mask;
   std::fill(o_.data(), o_.data() + n * width_, 0.0f);
   std::fill(running_.data(), running_.data() + n, RunningRow());
 }
 
-// Limits of every row; false when all rows see all keys of the tile.
+// Limits of each of the rows; false when all of them see all keys of the tile.
 template <class Scores, class Values>
-bool ForwardTile<Scores, Values>::limit_columns(const KeyTile& tile) {
-  const auto seen = [&](int64_t i) {
-    return cpu::columns_seen(tile, a_->visible_keys(rows_.batch, rows_.query + i));
-  };
-  const auto all = [&](const Columns& sees) {
-    return sees.prefix >= tile.count || (sees.begin == 0 && sees.end == tile.count);
-  };
-  // Both edges ascend with the query.
-  if (all(seen(0)) && all(seen(rows_.queries - 1))) {
-    if (open_columns_ != tile.count)
-      std::fill(columns_.data(), columns_.data() + rows_.rows(), Columns{0, 0, tile.count});
-    open_columns_ = tile.count;
+bool ForwardTile<Scores, Values>::limit_columns(const KeyTile& tile, int64_t first, int64_t count) {
+  const int64_t begin = first / rows_.heads, end = (first + count - 1) / rows_.heads + 1;
+  RowTile rows = rows_;
+  rows.query += begin, rows.queries = end - begin;
+  if (cpu::all_seen(*a_, rows, tile)) {
+    std::fill_n(columns_.data() + first, count, Columns{0, 0, tile.count});
     return false;
   }
-  open_columns_ = -1;
   bool limited = false;
-  for (int64_t i = 0; i < rows_.queries; ++i) {
-    const Columns sees = seen(i);
-    limited |= !all(sees);
+  for (int64_t i = begin; i < end; ++i) {
+    const Columns sees = cpu::columns_seen(tile, a_->visible_keys(rows_.batch, rows_.query + i));
+    limited |= sees.prefix < tile.count && (sees.begin > 0 || sees.end < tile.count);
     std::fill_n(columns_.data() + i * rows_.heads, rows_.heads, sees);
   }
   return limited;
 }
 
 template <class Scores, class Values>
-bool ForwardTile<Scores, Values>::mask_shows(const KeyTile& tile) const {
-  for (int64_t r = 0; r < rows_.rows(); ++r) {
+bool ForwardTile<Scores, Values>::mask_shows(const KeyTile& tile, int64_t first, int64_t count) const {
+  for (int64_t r = first; r < first + count; ++r) {
     const uint8_t* mask = a_->mask.at<uint8_t>(rows_.batch, rows_.head_of(r), rows_.query_of(r));
     const Columns& sees = columns_[r];
     for (int64_t c = sees.first(); c < sees.last(); ++c)
       if (mask[tile.key(c)]) return true;
   }
   return false;
+}
+
+template <class Scores, class Values>
+void ForwardTile<Scores, Values>::run(const ForwardProblem& problem, const RowTile& rows,
+                                      const ListSplit& split, int64_t lists, const Tiling& tiling) {
+  [[maybe_unused]] typename Values::Session session;
+  begin(problem, rows, tiling);
+  const auto each_tile = [&](const cpu::Keys& keys_of, const auto& body) {
+    for (int64_t c = 0; c < keys_of.count; c += tiling.keys)
+      body(c, cpu::tile_of({keys_of.keys + c, std::min(tiling.keys, keys_of.count - c)}));
+  };
+  each_tile(split.shared(), [&](int64_t c, KeyTile tile) {
+    tile.members = split.members() + c;
+    step(tile, 0, rows.rows());
+  });
+  const int64_t block_q = problem.plan->block_q;
+  for (int64_t list = 0; list < lists; ++list) {
+    const int64_t begin_q = std::max(rows.query, (rows.query / block_q + list) * block_q);
+    const int64_t end_q = std::min(rows.query + rows.queries, (rows.query / block_q + list + 1) * block_q);
+    each_tile(split.rest(list), [&](int64_t, const KeyTile& tile) {
+      step(tile, (begin_q - rows.query) * rows.heads, (end_q - begin_q) * rows.heads);
+    });
+  }
+  finish_rows(problem, rows, running_.data(), Values::weight_sum, o_.data(), width_);
 }
 
 // Rows and the columns that any of them sees.
@@ -148,19 +169,22 @@ Chunk ForwardTile<Scores, Values>::chunk_of(int64_t row, int64_t rows) const {
   return chunk;
 }
 
+// The rows [first, first + count) of the row tile meet a tile of keys.
 template <class Scores, class Values>
-void ForwardTile<Scores, Values>::step(const KeyTile& tile) {
-  const bool limited = limit_columns(tile);
-  if (a_->mask && !mask_shows(tile)) return;
-  scores_.load(tile);
-  values_.load(tile);
+void ForwardTile<Scores, Values>::step(const KeyTile& tile, int64_t first, int64_t count) {
+  const bool limited = limit_columns(tile, first, count);
+  if (a_->mask && !mask_shows(tile, first, count)) return;
+  const bool in_place = few_ && count <= kFewRows;
+  scores_.load(tile, in_place);
+  values_.load(tile, in_place);
   // A weight of 0 hides a value from a row only when the value is finite.
   const bool hides = limited || a_->mask || a_->bias || tile.members;
   const bool finite = !hides || values_.finite();
   const int64_t most = limited ? Values::kEdgeRows : Values::kChunkRows;
-  for (int64_t row = 0; row < rows_.rows(); row += most) {
-    const Chunk chunk = chunk_of(row, std::min(most, rows_.rows() - row));
+  for (int64_t row = first; row < first + count; row += most) {
+    Chunk chunk = chunk_of(row, std::min(most, first + count - row));
     if (chunk.low >= chunk.high) continue;
+    if (in_place) chunk.low = 0, chunk.high = tile.count;
     scores_.multiply(chunk);
     weigh(tile, chunk);
     if (finite)
@@ -197,35 +221,6 @@ void ForwardTile<Scores, Values>::weigh(const KeyTile& tile, const Chunk& chunk)
   }
 }
 
-template <class Scores, class Values>
-void ForwardTile<Scores, Values>::finish() {
-  const ForwardProblem& p = *problem_;
-  const double infinity = std::numeric_limits<double>::infinity();
-  for (int64_t r = 0; r < rows_.rows(); ++r) {
-    const int64_t h = rows_.head_of(r), i = rows_.query_of(r);
-    const int64_t at = rows_.batch * p.lse_batch + h * p.lse_head + i;
-    double maximum = running_[r].maximum, sum = running_[r].sum, weights = Values::weight_sum(running_[r]);
-    double factor = 1;
-    if (p.sum) {
-      p.lse[at] = static_cast<float>(maximum * std::log(2.0));
-      p.sum[at] = Values::weight_sum(running_[r]);
-    } else {
-      if (a_->sink) {
-        const double sink = static_cast<double>(a_->sink[h]) / std::log(2.0), top = std::max(maximum, sink);
-        const double sink_weight = sink == -infinity ? 0 : std::exp2(sink - top);
-        factor = maximum == -infinity ? 0 : std::exp2(maximum - top);
-        sum = sum * factor + sink_weight;
-        weights = weights * factor + sink_weight;
-        maximum = top;
-      }
-      p.lse[at] = static_cast<float>(sum == 0 ? -infinity : (maximum + std::log2(sum)) * std::log(2.0));
-      factor = weights == 0 ? 0 : factor / weights;
-    }
-    store_row(o_.data() + r * width_, a_->dim_v, static_cast<float>(factor), p.o.at(rows_.batch, h, i),
-              p.o.dtype);
-  }
-}
-
 /// The row tiles of one worker, one for each arithmetic that it meets.
 class ForwardWorker {
  public:
@@ -235,15 +230,17 @@ class ForwardWorker {
   void run(const ForwardTask& task);
 
  private:
-  void run(const ForwardProblem& problem, const RowTile& rows, KeySource source);
+  template <class Body>
+  void with_tile(const ForwardProblem& problem, const RowTile& rows, const Body& body);
   template <class Scores, class Values>
-  void run_with(const ForwardProblem& problem, const RowTile& rows, KeySource& source) {
-    std::get<ForwardTile<Scores, Values>>(tiles_).run(problem, rows, source, tiling_);
+  ForwardTile<Scores, Values>& tile() {
+    return std::get<ForwardTile<Scores, Values>>(tiles_);
   }
 
   [[maybe_unused]] cpu::BFloat16Unit unit_ = cpu::BFloat16Unit::none;
   Tiling tiling_;
-  KeySource::Buffers source_buffers_;
+  memory::Buffer<int32_t> keys_;  // for a KeySource
+  ListSplit split_;
 #if FOVEA_PAIR_PRODUCTS
   using DotValues = PairValues<PairDots>;
   using TileValues = PairValues<PairTiles>;
@@ -257,7 +254,10 @@ class ForwardWorker {
 #endif
 };
 
-void ForwardWorker::run(const ForwardProblem& problem, const RowTile& rows, KeySource source) {
+// Calls body with the row tile of the arithmetic that the problem asks for.
+template <class Body>
+void ForwardWorker::with_tile(const ForwardProblem& problem, [[maybe_unused]] const RowTile& rows,
+                              const Body& body) {
   const ScoreArithmetic scores = problem.args.scores;
   const bool int8 = scores == ScoreArithmetic::int8;
 #if FOVEA_PAIR_PRODUCTS
@@ -265,32 +265,36 @@ void ForwardWorker::run(const ForwardProblem& problem, const RowTile& rows, KeyS
   const bool pairs = problem.args.q.dtype == DType::bf16 && scores != ScoreArithmetic::f32 &&
                      !reads_few_rows(problem, rows) && (quads || !int8);
   if (pairs && unit_ == cpu::BFloat16Unit::tiles)
-    return quads ? run_with<Int8Scores<Quad>, TileValues>(problem, rows, source)
-                 : run_with<PairScores<PairTiles>, TileValues>(problem, rows, source);
+    return quads ? body(tile<Int8Scores<Quad>, TileValues>())
+                 : body(tile<PairScores<PairTiles>, TileValues>());
   if (pairs && unit_ == cpu::BFloat16Unit::dots)
-    return quads ? run_with<Int8Scores<Quad>, DotValues>(problem, rows, source)
-                 : run_with<PairScores<PairDots>, DotValues>(problem, rows, source);
-  if (quads) return run_with<Int8Scores<Quad>, FloatValues>(problem, rows, source);
+    return quads ? body(tile<Int8Scores<Quad>, DotValues>()) : body(tile<PairScores<PairDots>, DotValues>());
+  if (quads) return body(tile<Int8Scores<Quad>, FloatValues>());
 #endif
-  if (int8) return run_with<Int8Scores<float>, FloatValues>(problem, rows, source);
-  run_with<FloatScores, FloatValues>(problem, rows, source);
+  if (int8) return body(tile<Int8Scores<float>, FloatValues>());
+  body(tile<FloatScores, FloatValues>());
 }
 
 void ForwardWorker::run(const ForwardTask& task) {
   const ForwardProblem& p = *task.problem;
-  if (!p.plan) return run(p, task.rows, KeySource(p.args, task.rows, tiling_.keys));
-  if (task.lists == 1 || cpu::union_pays(task))
-    return run(
-        p, task.rows,
-        KeySource(p.args, task.rows, tiling_.keys, *p.plan, task.first_list, task.lists, source_buffers_));
-  // Lists with little in common: one after another.
-  const int64_t end = task.rows.query + task.rows.queries;
-  for (int64_t list = 0; list < task.lists; ++list) {
-    RowTile rows = task.rows;
-    rows.query = std::max(rows.query, (task.rows.query / p.plan->block_q + list) * p.plan->block_q);
-    rows.queries = std::min(end, (rows.query / p.plan->block_q + 1) * p.plan->block_q) - rows.query;
-    run(p, rows, KeySource(p.args, rows, tiling_.keys, *p.plan, task.first_list + list, 1, source_buffers_));
-  }
+  RowTile rows = task.rows;
+  with_tile(p, rows, [&](auto& tile) {
+    if (!p.plan) {
+      KeySource source(p.args, rows, tiling_.keys);
+      return tile.run(p, rows, source, tiling_);
+    }
+    if (task.lists > 1)
+      split_.split(*p.plan, task.first_list, task.lists, cpu::hull_of(p.args, rows),
+                   cpu::share_that_pays(task));
+    for (int64_t kv = 0; kv < task.heads_kv; ++kv, rows.head += p.args.group()) {
+      if (task.lists > 1) {
+        tile.run(p, rows, split_, task.lists, tiling_);
+        continue;
+      }
+      KeySource source(p.args, rows, tiling_.keys, *p.plan, task.first_list, keys_);
+      tile.run(p, rows, source, tiling_);
+    }
+  });
 }
 
 void run_forward_tasks(std::span<const ForwardProblem> problems) {
@@ -312,7 +316,10 @@ namespace fovea::kernels {
 HWY_EXPORT(run_forward_tasks);
 
 void cpu::run_forward(std::span<const ForwardProblem> problems) {
-  HWY_DYNAMIC_DISPATCH(run_forward_tasks)(problems);
+  std::vector<ForwardProblem> kinds[2];
+  for (const ForwardProblem& p : problems) kinds[is_short(p)].push_back(p);
+  if (!kinds[true].empty()) run_short_forward(kinds[true]);
+  if (!kinds[false].empty()) HWY_DYNAMIC_DISPATCH(run_forward_tasks)(kinds[false]);
 }
 
 }  // namespace fovea::kernels

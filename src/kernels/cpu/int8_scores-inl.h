@@ -23,7 +23,7 @@ namespace fovea::kernels::HWY_NAMESPACE {
 template <class Element>
 class Int8Scores {
  public:
-  void begin(const AttentionArgs& a, const RowTile& rows, float unit, int64_t keys, bool) {
+  void begin(const AttentionArgs& a, const RowTile& rows, float unit, int64_t keys) {
     a_ = &a, rows_ = rows;
     bytes_ = round_up(a.dim, 16);
     depth_ = bytes_ / kCodes;
@@ -42,10 +42,10 @@ class Int8Scores {
     if (a.rank == 0) return;
     rank_only_ = a;
     rank_only_.dim = 0;
-    low_rank_.begin(rank_only_, rows, unit, keys, false);
+    low_rank_.begin(rank_only_, rows, unit, keys);
   }
 
-  void load(const KeyTile& tile) {
+  void load(const KeyTile& tile, bool) {
     const int64_t kv = rows_.head / a_->group(), columns = round_up(tile.count, kLanes);
     const float* rows[kLanes];
     for (int64_t r = 0; r < kLanes; ++r) rows[r] = reinterpret_cast<const float*>(stage_.data() + r * depth_);
@@ -61,7 +61,7 @@ class Int8Scores {
     }
     // What the offset of a query's codes adds to its dots, by a query of zeros.
     if constexpr (kOffset != 0) multiply_codes(rows_.rows(), 1, 0, columns, offset_.data(), 0);
-    if (a_->rank > 0) low_rank_.load(tile);
+    if (a_->rank > 0) low_rank_.load(tile, false);
   }
 
   void multiply(const Chunk& chunk) const {

@@ -143,35 +143,47 @@ HWY_INLINE void store_row(const float* from, int64_t count, float factor, void* 
 // ---- sums of lanes ----
 
 #if HWY_TARGET != HWY_SCALAR
-/// to[0..4) = the sum of the 128-bit blocks of v.
-template <class D>
-HWY_INLINE void sum_blocks(D d, hn::Vec<D> v, float* to) {
+/// to[0..4) = the 128-bit blocks of v, reduced by `combine`.
+template <class D, class Combine>
+HWY_INLINE void reduce_blocks(D d, hn::Vec<D> v, const Combine& combine, float* to) {
   if constexpr (hn::MaxLanes(D()) <= 4) {
     hn::StoreU(v, d, to);
   } else {
     const hn::Half<D> half;
-    sum_blocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
+    reduce_blocks(half, combine(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), combine, to);
   }
 }
 #endif
 
-/// The sums of four vectors, in the order given.
-HWY_INLINE void sum_four(const FloatVector (&v)[4], float* to) {
+/// The lanes of four vectors, each reduced by `combine`, in the order given.
+template <class Combine>
+HWY_INLINE void reduce_four(const FloatVector (&v)[4], const Combine& combine, float* to) {
 #if HWY_TARGET == HWY_SCALAR
   for (int i = 0; i < 4; ++i) to[i] = hn::GetLane(v[i]);
 #else
-  // Interleaved halves are added twice; every 128-bit block then holds its share of the four sums.
+  // Interleaved halves are combined twice; every 128-bit block then holds its share of the four results.
   const Floats d;
   const hn::RepartitionToWide<Floats> wide;
   const auto first =
-      hn::BitCast(wide, hn::Add(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1])));
+      hn::BitCast(wide, combine(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1])));
   const auto second =
-      hn::BitCast(wide, hn::Add(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3])));
-  sum_blocks(d,
-             hn::Add(hn::BitCast(d, hn::InterleaveLower(wide, first, second)),
-                     hn::BitCast(d, hn::InterleaveUpper(wide, first, second))),
-             to);
+      hn::BitCast(wide, combine(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3])));
+  reduce_blocks(d,
+                combine(hn::BitCast(d, hn::InterleaveLower(wide, first, second)),
+                        hn::BitCast(d, hn::InterleaveUpper(wide, first, second))),
+                combine, to);
 #endif
+}
+
+/// The sums of four vectors, in the order given.
+HWY_INLINE void sum_four(const FloatVector (&v)[4], float* to) {
+  reduce_four(
+      v, [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); }, to);
+}
+/// The largest lanes of four vectors without NaN.
+HWY_INLINE void maximum_four(const FloatVector (&v)[4], float* to) {
+  reduce_four(
+      v, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); }, to);
 }
 
 // ---- packing ----
