@@ -85,6 +85,7 @@ class FloatValues {
   static constexpr int64_t kChunkRows = 48;
   static constexpr int64_t kEdgeRows = 24;
   static constexpr int64_t kRowGroup = 8;
+  static constexpr bool kInPlace = true;
   static constexpr int64_t kRowStep = 1;  // a chunk's scores have room for rows up to a multiple of it
 
   void begin(const AttentionArgs& a, const RowTile& rows, int64_t keys) {
@@ -235,6 +236,7 @@ class PairValues {
   static constexpr int64_t kChunkRows = Unit::kChunkRows;
   static constexpr int64_t kEdgeRows = Unit::kEdgeRows;
   static constexpr int64_t kRowGroup = Unit::kRowGroup;
+  static constexpr bool kInPlace = false;
   static constexpr int64_t kRowStep = Unit::kRowStep;
 
   void begin(const AttentionArgs& a, const RowTile& rows, int64_t keys) {
