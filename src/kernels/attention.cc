@@ -73,6 +73,9 @@ AttentionArgs attention_args(std::string_view caller, const Tensor& q, const Ten
   a.softcap = params.softcap;
   a.visible = params.visible;
   a.query_tile = params.query_tile, a.key_tile = params.key_tile;
+  require(params.scores != ScoreArithmetic::int8 || a.dim <= 1024, caller,
+          ": scores int8 need D <= 1024, got ", a.dim);
+  a.scores = params.scores;
 
   a.k_len = vector_of<int32_t>(caller, "k_len", params.k_len, a.batch);
   if (a.k_len)

@@ -8,10 +8,15 @@
 
 /// Exact softmax attention over all, planned or selected keys.
 ///
-/// Shapes: q [B,Hq,Tq,D], k [B,Hkv,Tk,D], v [B,Hkv,Tk,Dv] of one type (f32, f16 or bf16; arithmetic in f32),
-/// any strides with a contiguous last axis. Query head h reads kv head h / (Hq/Hkv). Results do not depend on
-/// the number of threads. A row that sees no key gives o = 0, lse = -inf. NaN and infinity in q, k, v
-/// propagate to the rows that see them.
+/// Shapes: q [B,Hq,Tq,D], k [B,Hkv,Tk,D], v [B,Hkv,Tk,Dv] of one type (f32, f16 or bf16), any strides with a
+/// contiguous last axis. Query head h reads kv head h / (Hq/Hkv). Results do not depend on the number of
+/// threads. A row that sees no key gives o = 0, lse = -inf. NaN and infinity in q, k, v propagate to the rows
+/// that see them.
+///
+/// Arithmetic is in f32, relative error about 1e-6. Where the processor multiplies bf16 (see target.h), the
+/// forward kernels (flash_forward, flash_summary, flash_forward_varlen, plan_forward) multiply bf16 inputs of
+/// more than two rows natively: products are exact and summed in f32, weights are rounded to bf16, o has a
+/// relative error of about 2.3e-3 (1.7e-3 of it from its own rounding) and below 4e-3, lse about 1e-6.
 namespace fovea::kernels {
 
 /// o [B,Hq,Tq,Dv] in the type of v, lse [B,Hq,Tq] f32: the natural log of the sum of exp of the scaled,
@@ -32,6 +37,16 @@ struct Visibility {
   static constexpr Visibility causal() { return {.window_right = 0}; }
 };
 
+/// What multiplies q and k.
+enum class ScoreArithmetic {
+  automatic,  ///< native bf16 for bf16 inputs where the processor has it, else f32
+  f32,        ///< f32 for everything, values too
+  /// q and k as 8-bit codes with one scale a row: an element is off by at most 1/254 of the largest in its
+  /// row, a score of normal data by about scale |q| |k| / (120 sqrt D). A mean that all keys share is best
+  /// subtracted first: that does not change the softmax. Values as with `automatic`. Forward only, D <= 1024.
+  int8,
+};
+
 /// How scores are made: s = softcap(scale q.k + bias), then visibility and mask.
 struct AttentionParams {
   float scale = 0;    ///< 0 means 1/sqrt(D)
@@ -44,6 +59,8 @@ struct AttentionParams {
   Tensor slopes;          ///< [Hq] f32: adds -slope * |p - j| (ALiBi)
   Tensor bias_q, bias_k;  ///< [1|B,1|Hq,Tq,R], [1|B,1|Hq,Tk,R] f32: adds bias_q . bias_k
   int64_t query_tile = 0, key_tile = 0;  ///< 0: the kernel's choice
+  /// Of the forward kernels; backward computes in f32 and refuses int8, decode refuses all but automatic.
+  ScoreArithmetic scores = ScoreArithmetic::automatic;
 };
 
 AttentionResult flash_forward(const Tensor& q, const Tensor& k, const Tensor& v,

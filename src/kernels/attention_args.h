@@ -53,6 +53,7 @@ struct AttentionArgs {
   View bias_q, bias_k;  ///< [batch, head, row, rank], f32
   int64_t rank = 0;
   int64_t query_tile = 0, key_tile = 0;
+  ScoreArithmetic scores = ScoreArithmetic::automatic;
 
   int64_t group() const { return heads_kv > 0 ? heads_q / heads_kv : 0; }
   int64_t length(int64_t b) const { return k_len ? k_len[b] : keys; }

@@ -18,6 +18,7 @@ AttentionGradients backward(std::string_view caller, const Tensor& q, const Tens
                             const AttentionParams& params, const Tensor& d_lse) {
   cpu::BackwardProblem problem{.args = attention_args(caller, q, k, v, params), .plan = plan};
   const AttentionArgs& a = problem.args;
+  require(a.scores != ScoreArithmetic::int8, caller, ": gradients are not taken through int8 scores");
   if (plan) check(*plan, a.batch, a.heads_q, a.heads_kv, a.queries, a.keys);
   const Shape rows{a.batch, a.heads_q, a.queries};
   check_shape(caller, "o", forward.o, {a.batch, a.heads_q, a.queries, a.dim_v}, v.dtype());

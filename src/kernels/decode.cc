@@ -55,6 +55,7 @@ AttentionResult decode(const Tensor& q, const PagedKv& kv, const Tensor& pages,
           "decode: q ", q, ", k ", k, " and v ", v, " do not fit together");
   require(k.dim(1) > 0 ? heads % k.dim(1) == 0 : heads == 0, "decode: q has ", heads, " heads, k has ",
           k.dim(1), ": not a multiple");
+  require(params.scores == ScoreArithmetic::automatic, "decode: the arithmetic of scores cannot be chosen");
   require(!params.k_len && !params.bias_q && !params.bias_k,
           "decode: k_len, bias_q and bias_k are not accepted; lengths stand in the cache");
   require(kv.lengths.defined(), "decode: lengths are missing");

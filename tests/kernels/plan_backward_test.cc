@@ -70,6 +70,18 @@ TEST_F(PlanBackward, MatchesTheDefinitionForBlocksStripesAndTokens) {
   }
 }
 
+// Of sparse plans, a task spans several tiles of keys.
+TEST_F(PlanBackward, MatchesTheDefinitionForSparsePlansOfManyKeys) {
+  const Sizes s{1, 4, 2, 200, 3000, 16, 24};
+  const Inputs in = random_inputs(s, 3);
+  for (const PlanShape& shape : {PlanShape{64, 1, 1, 0.0, 0.02}, PlanShape{64, 1, 4, 0.02, 0.0},
+                                 PlanShape{64, 1, 2, 0.0, 0.1}, PlanShape{1, 1, 1, 0.0, 0.02}}) {
+    SCOPED_TRACE(shape.block_q);
+    expect_matches(in, random_plan(s, shape, 7), {.visible = Visibility::causal()});
+  }
+  expect_matches(in, reference::drifting_tokens(s, 2, 80, 0.05, 3));
+}
+
 TEST_F(PlanBackward, ScoresKeepTheirOptions) {
   const Sizes s{1, 4, 2, 50, 200, 16, 16};
   const Inputs in = random_inputs(s, 3);
@@ -107,17 +119,20 @@ TEST_F(PlanBackward, APlanOfAllKeysGivesTheDenseGradients) {
 }
 
 TEST_F(PlanBackward, ThreadsDoNotChangeABit) {
-  const Sizes s{1, 2, 1, 500, 900, 32, 32};
+  const Sizes s{1, 2, 1, 500, 2100, 32, 32};
   const Inputs in = random_inputs(s, 6);
-  const KeyPlan plan = random_plan(s, {16, 1, 1, 0.2, 0.1}, 7);
-  const auto with = [&](int threads) {
-    const reference::WithThreads scope(threads);
-    return gradients(in, plan, {});
-  };
-  const AttentionGradients one = with(1), two = with(2);
-  EXPECT_TRUE(same_bits(one.dq, two.dq));
-  EXPECT_TRUE(same_bits(one.dk, two.dk));
-  EXPECT_TRUE(same_bits(one.dv, two.dv));
+  for (const KeyPlan& plan :
+       {random_plan(s, {16, 1, 1, 0.2, 0.1}, 7), random_plan(s, {64, 1, 1, 0.0, 0.05}, 7),
+        reference::drifting_tokens(s, 1, 60, 0.05, 3)}) {
+    const auto with = [&](int threads) {
+      const reference::WithThreads scope(threads);
+      return gradients(in, plan, {});
+    };
+    const AttentionGradients one = with(1), two = with(2);
+    EXPECT_TRUE(same_bits(one.dq, two.dq));
+    EXPECT_TRUE(same_bits(one.dk, two.dk));
+    EXPECT_TRUE(same_bits(one.dv, two.dv));
+  }
 }
 
 }  // namespace

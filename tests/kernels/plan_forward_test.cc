@@ -61,6 +61,46 @@ TEST_F(PlanForward, EqualsTheReferenceForEveryGranularityAndSharing) {
     }
 }
 
+// Lists that share most keys with their neighbours are split into shared keys and the rest.
+TEST_F(PlanForward, TokenListsMayShareKeysWithTheirNeighboursOrNot) {
+  for (const Sizes& s : {Sizes{2, 3, 1, 150, 150, 64, 64}, Sizes{1, 2, 2, 101, 160, 16, 40},
+                         Sizes{1, 8, 1, 40, 400, 20, 12}, Sizes{1, 4, 4, 70, 300, 128, 128}})
+    for (const double renewed : {0.0, 0.03, 1.0})
+      for (const int64_t heads : {int64_t{1}, s.heads_kv, s.heads_q}) {
+        SCOPED_TRACE(::testing::Message() << s << " renewed " << renewed << " heads " << heads);
+        expect_matches_on_every_target(random_inputs(s), reference::drifting_tokens(s, heads, 50, renewed, 3),
+                                       {.visible = Visibility::causal()});
+      }
+}
+
+TEST_F(PlanForward, SharedKeysKeepWindowsBiasMaskAndSixteenBits) {
+  const Sizes s{1, 2, 1, 90, 200, 32, 32};
+  const Inputs in = random_inputs(s);
+  const KeyPlan plan = reference::drifting_tokens(s, 1, 60, 0.02, 5);
+  AttentionParams params{.visible = {.window_left = 60, .window_right = 0, .prefix = 20}};
+  params.bias = random_normal({1, 2, 90, 200}, 4);
+  params.mask = Tensor::zeros({1, 1, 90, 200}, DType::u8);
+  for (int64_t i = 0; i < params.mask.size(); ++i) params.mask.data<uint8_t>()[i] = i % 7 != 0;
+  expect_matches_on_every_target(in, plan, params);
+  const Inputs half = random_inputs(s, 2, DType::f16);
+  const AttentionResult got = plan_forward(half.q, half.k, half.v, plan);
+  const AttentionResult want =
+      plan_forward(half.q.to(DType::f32), half.k.to(DType::f32), half.v.to(DType::f32), plan);
+  EXPECT_TRUE(reference::same_bits(got.o, want.o.to(DType::f16)));
+}
+
+TEST_F(PlanForward, EveryGranularityIsAsPreciseAsSinglePrecisionAllows) {
+  const Sizes s{1, 3, 1, 700, 700, 64, 64};
+  const Inputs in = random_inputs(s);
+  const AttentionParams params{.visible = Visibility::causal()};
+  for (const KeyPlan& plan :
+       {random_plan(s, {64, 1, 1, 0.5, 0}, 7), random_plan(s, {64, 1, 1, 0, 0.2}, 7),
+        reference::drifting_tokens(s, 1, 100, 0.02, 3), reference::drifting_tokens(s, 1, 100, 1.0, 3)}) {
+    const reference::Result want = reference::attention(problem_of(in, plan, params));
+    EXPECT_LE(relative_error(plan_forward(in.q, in.k, in.v, plan, params).o, want.o), 2e-6);
+  }
+}
+
 TEST_F(PlanForward, TakesEveryOtherTermOfTheScore) {
   const Sizes s{2, 2, 1, 70, 400, 16, 16};
   const Inputs in = random_inputs(s);
@@ -79,15 +119,22 @@ TEST_F(PlanForward, TakesEveryOtherTermOfTheScore) {
     expect_matches_on_every_target(in, random_plan(s, {block_q, 1, 2, 0.4, 0.3}, 8), params);
 }
 
-TEST_F(PlanForward, SixteenBitInputsAreReadExactly) {
-  const Sizes s{1, 2, 2, 40, 90, 20, 20};
-  const Inputs in = random_inputs(s, 2, DType::bf16);
-  for (int64_t block_q : {1, 64}) {
-    const KeyPlan plan = random_plan(s, {block_q, 1, 2, 0.3, 0.3}, 9);
-    const AttentionResult got = plan_forward(in.q, in.k, in.v, plan);
-    const AttentionResult want =
-        plan_forward(in.q.to(DType::f32), in.k.to(DType::f32), in.v.to(DType::f32), plan);
-    EXPECT_TRUE(reference::same_bits(got.o, want.o.to(DType::bf16)));
+TEST_F(PlanForward, SixteenBitInputsEqualTheReferenceOnEveryTarget) {
+  const Sizes s{1, 2, 2, 140, 290, 20, 20};
+  AttentionParams params;
+  params.visible = Visibility{.window_left = 190, .window_right = 1, .prefix = 6};
+  for (DType dtype : {DType::f16, DType::bf16}) {
+    const Inputs in = random_inputs(s, 2, dtype);
+    for (int64_t block_q : {1, 16, 64}) {
+      const KeyPlan plan = random_plan(s, {block_q, 1, 2, 0.3, 0.3}, 9);
+      const reference::Result want = reference::attention(problem_of(in, plan, params));
+      reference::for_each_simd_target([&](const std::string& target) {
+        SCOPED_TRACE(target + " " + std::string(name_of(dtype)));
+        const AttentionResult got = plan_forward(in.q, in.k, in.v, plan, params);
+        EXPECT_LE(relative_error(got.o, want.o), dtype == DType::f16 ? 5e-4 : 4e-3);
+        EXPECT_LE(relative_error(got.lse, want.lse), 1e-5);
+      });
+    }
   }
 }
 
@@ -144,8 +191,9 @@ TEST_F(PlanForward, KeysOutsideThePlanMayBeNaN) {
 TEST_F(PlanForward, ResultsAreBitwiseEqualForAnyNumberOfThreads) {
   const Sizes s{2, 4, 2, 200, 200, 32, 32};
   const Inputs in = random_inputs(s);
-  for (int64_t block_q : {1, 64}) {
-    const KeyPlan plan = random_plan(s, {block_q, 2, 2, 0.3, 0.3}, 12);
+  for (const KeyPlan& plan :
+       {random_plan(s, {1, 2, 2, 0.3, 0.3}, 12), random_plan(s, {64, 2, 2, 0.3, 0.3}, 12),
+        reference::drifting_tokens(s, 1, 40, 0.02, 3)}) {
     AttentionResult one, many;
     {
       reference::WithThreads threads(1);
@@ -177,6 +225,11 @@ TEST_F(PlanForward, RefusesPlansThatAreNotSortedDisjointAndInside) {
   refuses([](KeyPlan& p) { p.columns = {5, 5}; });
   refuses([](KeyPlan& p) { p.columns = {5, 20}; });
   refuses([](KeyPlan& p) { p.columns = {-1, 5}; });
+  for (const std::vector<int32_t>& columns : {std::vector<int32_t>{7, 3}, {3, 3}, {-1, 3}, {3, 20}})
+    refuses([&](KeyPlan& p) {
+      p.ranges.clear(), p.range_offsets = {0, 0};
+      p.columns = columns;
+    });
   refuses([](KeyPlan& p) { p.columns = {3, 5}; });
   refuses([](KeyPlan& p) { p.ranges = {{0, 9}, {8, 10}}; });
   refuses([](KeyPlan& p) { p.ranges = {{0, 4}, {8, 21}}; });

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <set>
+#include <vector>
 
 #include "fovea/core/rng.h"
 #include "fovea/kernels/key_plan.h"
@@ -35,6 +37,29 @@ inline kernels::KeyPlan random_plan(const Sizes& s, const PlanShape& shape, uint
     }
     plan.range_offsets.push_back(static_cast<int64_t>(plan.ranges.size()));
     plan.column_offsets.push_back(static_cast<int64_t>(plan.columns.size()));
+  }
+  return plan;
+}
+
+/// Every row its own keys, ascending from 0 to the row's position: each row drops about the share `renewed`
+/// of the keys of the row before for others, as real selections do.
+inline kernels::KeyPlan drifting_tokens(const Sizes& s, int64_t heads, int64_t keys_of_row, double renewed,
+                                        uint64_t seed) {
+  kernels::KeyPlan plan{.block_q = 1, .heads = heads};
+  plan.queries = s.queries, plan.keys = s.keys;
+  plan.range_offsets = {0}, plan.column_offsets = {0};
+  Rng rng(seed);
+  for (int64_t head = 0; head < heads; ++head) {
+    std::set<int32_t> held;
+    for (int64_t i = 0; i < s.queries; ++i) {
+      const int64_t visible = i + 1 + s.keys - s.queries;
+      std::erase_if(held, [&](int32_t) { return rng.next_uniform() < renewed; });
+      while (static_cast<int64_t>(held.size()) < std::min(keys_of_row, visible))
+        held.insert(static_cast<int32_t>(rng.next_below(visible)));
+      plan.columns.insert(plan.columns.end(), held.begin(), held.end());
+      plan.range_offsets.push_back(0);
+      plan.column_offsets.push_back(static_cast<int64_t>(plan.columns.size()));
+    }
   }
   return plan;
 }

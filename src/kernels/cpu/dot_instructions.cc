@@ -2,7 +2,12 @@
 #include "kernels/cpu/dot_instructions.h"
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace fovea::kernels {
@@ -27,6 +32,21 @@ bool has_bf16_dot() {
 }
 bool has_int8_dot() {
   return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vnni") != 0;
+}
+
+bool has_bf16_tiles() {
+#if defined(__linux__)
+  static const bool usable = [] {
+    constexpr unsigned kBF16 = 1u << 22, kTile = 1u << 24;  // of leaf 7's edx
+    constexpr long kRequestState = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return has_bf16_dot() && __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d & kBF16) != 0 &&
+           (d & kTile) != 0 && syscall(SYS_arch_prctl, kRequestState, kTileData) == 0;
+  }();
+  return usable;
+#else
+  return false;
+#endif
 }
 
 __attribute__((target("avx512f,avx512bw,avx512bf16"))) double bf16_dot_rounds(int64_t rounds, float* sink) {
@@ -62,6 +82,7 @@ __attribute__((target("avx512f,avx512bw,avx512vnni"))) double int8_dot_rounds(in
 
 bool has_bf16_dot() { return false; }
 bool has_int8_dot() { return false; }
+bool has_bf16_tiles() { return false; }
 double bf16_dot_rounds(int64_t, float*) { return 0; }
 double int8_dot_rounds(int64_t, float*) { return 0; }
 

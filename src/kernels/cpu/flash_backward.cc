@@ -28,13 +28,16 @@ namespace fovea::kernels {
 namespace {
 
 constexpr int64_t kRowTile = 64;
+constexpr int64_t kPlanRowTile = 192;  // gathered keys are packed for each row tile: more rows share them
 constexpr int64_t kKeyTile = 128;
 // Rows of several short lists that are worth one pass over the union of their keys.
-constexpr int64_t kUnionRows = 32;
+constexpr int64_t kUnionRows = 64;
 
 // How a problem is cut; the same for any number of threads.
 struct Cut {
-  int64_t keys = kKeyTile;       // keys of a task
+  int64_t keys = kKeyTile;       // keys that meet a row tile at once
+  int64_t span = kKeyTile;       // keys of a task: more where a plan reads few of them
+  int64_t rows = kRowTile;       // most rows of a row tile
   int64_t heads = 1;             // query heads in a row tile
   std::vector<int64_t> queries;  // first query of each row tile, and the end
   // Tasks of one key tile, each over consecutive batch rows and kv heads: one for each pair, or fewer where
@@ -44,15 +47,32 @@ struct Cut {
   int64_t row_tiles() const { return static_cast<int64_t>(queries.size()) - 1; }
 };
 
+int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
+
+// So many keys that a list has about a tile of them, while there are tasks enough.
+int64_t span_of(const KeyPlan& plan, int64_t tile) {
+  constexpr int64_t kMinTasks = 8, kMostTiles = 32;
+  int64_t planned = 0;
+  for (const auto& range : plan.ranges) planned += range.end - range.begin;
+  planned += static_cast<int64_t>(plan.columns.size());
+  const int64_t all = plan.lists() * plan.keys;
+  const int64_t tiles = planned > 0 ? all / (2 * planned) : 1;  // under a causal mask, lists read half
+  return tile * std::clamp<int64_t>(std::min(tiles, plan.keys / (kMinTasks * tile)), 1, kMostTiles);
+}
+
 Cut cut_of(const cpu::BackwardProblem& p) {
   const AttentionArgs& a = p.args;
   Cut cut;
   if (a.key_tile > 0) cut.keys = std::min(cut.keys, a.key_tile);
+  if (p.plan) cut.rows = kPlanRowTile;
+  cut.span = p.plan ? span_of(*p.plan, cut.keys) : cut.keys;
   const bool own_keys = (a.bias_k && a.bias_k.head != 0) || (p.plan && p.plan->heads > a.heads_kv);
-  cut.heads = own_keys ? 1 : std::clamp<int64_t>(a.group(), 1, kRowTile);
-  int64_t step = kRowTile / cut.heads, block = std::max<int64_t>(1, a.queries);
+  cut.heads = own_keys ? 1 : std::clamp<int64_t>(a.group(), 1, cut.rows);
+  int64_t step = cut.rows / cut.heads, block = std::max<int64_t>(1, a.queries);
   if (a.query_tile > 0) step = std::min(step, a.query_tile);
-  if (p.plan) block = p.plan->block_q * std::max<int64_t>(1, kUnionRows / (p.plan->block_q * cut.heads));
+  if (p.plan)
+    block = p.plan->block_q * std::clamp<int64_t>(kUnionRows / (p.plan->block_q * cut.heads), 1, 32);
+  if (p.plan) step = divide_up(block, divide_up(block, step));  // even parts
   for (int64_t begin = 0; begin < a.queries; begin += block)
     for (int64_t i = begin; i < std::min(begin + block, a.queries); i += step) cut.queries.push_back(i);
   cut.queries.push_back(a.queries);
@@ -61,25 +81,21 @@ Cut cut_of(const cpu::BackwardProblem& p) {
   return cut;
 }
 
-// Marks which of the keys [first, first + count) a list has; false when none.
-bool mark_members(const KeyPlan& plan, int64_t list, int64_t first, int64_t count, uint8_t* members) {
+// Sets `bit` for those of the keys [first, first + count) that a list has.
+void mark_members(const KeyPlan& plan, int64_t list, int64_t first, int64_t count, uint32_t bit,
+                  uint32_t* members) {
   const auto i = static_cast<size_t>(list);
   const int64_t end = first + count;
-  bool any = false;
-  std::fill(members, members + count, uint8_t{0});
   const auto ranges_end = plan.ranges.begin() + plan.range_offsets[i + 1];
   auto range = std::lower_bound(plan.ranges.begin() + plan.range_offsets[i], ranges_end, first,
                                 [](const KeyPlan::Range& r, int64_t key) { return r.end <= key; });
-  for (; range != ranges_end && range->begin < end; ++range) {
-    const int64_t low = std::max<int64_t>(range->begin, first), high = std::min<int64_t>(range->end, end);
-    if (low >= high) continue;
-    std::fill(members + low - first, members + high - first, uint8_t{1});
-    any = true;
-  }
+  for (; range != ranges_end && range->begin < end; ++range)
+    for (int64_t key = std::max<int64_t>(range->begin, first); key < std::min<int64_t>(range->end, end);
+         ++key)
+      members[key - first] |= bit;
   const auto columns_end = plan.columns.begin() + plan.column_offsets[i + 1];
   auto column = std::lower_bound(plan.columns.begin() + plan.column_offsets[i], columns_end, first);
-  for (; column != columns_end && *column < end; ++column) members[*column - first] = 1, any = true;
-  return any;
+  for (; column != columns_end && *column < end; ++column) members[*column - first] |= bit;
 }
 
 // Key tiles take their turn at a query tile in ascending order.
@@ -201,6 +217,7 @@ class BackwardTile {
 
  private:
   void meet(const RowTile& rows, int64_t row_tile);
+  void meet_tile(const RowTile& rows, const KeyTile& tile, const PackedTile& packed, Turn& turn);
   bool choose_keys(const RowTile& rows, const Hull& hull);
   void pack(const KeyTile& tile, int64_t head, PackedTile& to);
   void weigh_rows(const RowTile& rows, const KeyTile& tile);
@@ -216,11 +233,11 @@ class BackwardTile {
   int64_t index_ = 0, batch_ = 0, depth_ = 0, stride_ = 0;
   float unit_ = 1;
   KeyTile whole_;   // the task's keys
-  KeyTile chosen_;  // those a plan's lists have
+  KeyTile chosen_;  // those a plan's lists have; gathered, they may be more than a tile
   PackedTile packed_, packed_chosen_;
   memory::Buffer<float> q_, d_o_, scores_, grads_, dk_, dv_, part_, stage_;
   memory::Buffer<int32_t> keys_;
-  memory::Buffer<uint8_t> members_;
+  memory::Buffer<uint32_t> members_;
   GatheredRow gathered_;
 };
 
@@ -229,24 +246,24 @@ void BackwardTile::reserve(const Shared& shared) {
   const int64_t keys = shared.cut.keys, width = shared.width, width_v = shared.width_v;
   depth_ = packed_depth(*a_), stride_ = round_up(keys, kLanes) + kLanes, unit_ = score_unit(*a_);
   packed_.reserve(keys, depth_, width, width_v);
-  q_.reserve(kRowTile * depth_);
-  d_o_.reserve(kRowTile * width_v);
-  scores_.reserve(kRowTile * stride_);
-  grads_.reserve(kRowTile * stride_);
-  dk_.reserve(keys * width);
-  dv_.reserve(keys * width_v);
+  q_.reserve(shared.cut.rows * depth_);
+  d_o_.reserve(shared.cut.rows * width_v);
+  scores_.reserve(shared.cut.rows * stride_);
+  grads_.reserve(shared.cut.rows * stride_);
+  dk_.reserve(shared.cut.span * width);
+  dv_.reserve(shared.cut.span * width_v);
   stage_.reserve((kLanes + 1) * std::max(depth_, width_v));
   if (!shared.problem.plan) return;
   packed_chosen_.reserve(keys, depth_, width, width_v);
   part_.reserve(keys * std::max(width, width_v));
-  keys_.reserve(keys);
-  members_.reserve((kRowTile + 1) * keys);
+  keys_.reserve(shared.cut.span);
+  members_.reserve(shared.cut.span);
   gathered_.reserve(keys);
 }
 
 void BackwardTile::run(const Shared& shared, int64_t tile, int64_t b, int64_t kv) {
   const BackwardProblem& p = shared.problem;
-  const int64_t first = tile * shared.cut.keys, end = std::min(first + shared.cut.keys, a_->keys);
+  const int64_t first = tile * shared.cut.span, end = std::min(first + shared.cut.span, a_->keys);
   index_ = tile, batch_ = b;
   // Keys past the length of the sequence meet no row, neither here nor in the tiles that follow.
   whole_ = {first, std::max<int64_t>(0, std::min(end, a_->length(b)) - first)};
@@ -256,7 +273,7 @@ void BackwardTile::run(const Shared& shared, int64_t tile, int64_t b, int64_t kv
     const bool own_keys = a_->bias_k && a_->bias_k.head != 0;
     const int64_t first_head = kv * a_->group(), last_head = first_head + a_->group();
     for (int64_t head = first_head; head < last_head; head += shared.cut.heads) {
-      if (head == first_head || own_keys) pack(whole_, head, packed_);
+      if ((head == first_head || own_keys) && whole_.count <= shared.cut.keys) pack(whole_, head, packed_);
       for (int64_t t = 0; t < shared.cut.row_tiles(); ++t) {
         const int64_t query = shared.cut.queries[static_cast<size_t>(t)];
         meet({b, head, std::min(shared.cut.heads, last_head - head), query,
@@ -281,11 +298,21 @@ void BackwardTile::meet(const RowTile& rows, int64_t row_tile) {
     turn.await(index_);
     return turn.pass(index_);
   }
-  const bool gathered = shared_->problem.plan && chosen_.keys;
-  if (gathered) pack(chosen_, rows.head, packed_chosen_);
-  const KeyTile& tile = shared_->problem.plan ? chosen_ : whole_;
-  const PackedTile& packed = gathered ? packed_chosen_ : packed_;
+  if (!shared_->problem.plan || !chosen_.keys) {
+    meet_tile(rows, shared_->problem.plan ? chosen_ : whole_, packed_, turn);
+  } else {
+    for (int64_t c = 0; c < chosen_.count; c += shared_->cut.keys) {
+      KeyTile tile = cpu::tile_of({chosen_.keys + c, std::min(shared_->cut.keys, chosen_.count - c)});
+      tile.keys = chosen_.keys + c;
+      tile.members = chosen_.members ? chosen_.members + c : nullptr;
+      pack(tile, rows.head, packed_chosen_);
+      meet_tile(rows, tile, packed_chosen_, turn);
+    }
+  }
+  turn.pass(index_);
+}
 
+void BackwardTile::meet_tile(const RowTile& rows, const KeyTile& tile, const PackedTile& packed, Turn& turn) {
   const int64_t n = rows.rows(), width_v = shared_->width_v, columns = round_up(tile.count, kLanes);
   pack_queries(*a_, rows, unit_, q_.data());
   for (int64_t r = 0; r < n; ++r)
@@ -305,33 +332,25 @@ void BackwardTile::meet(const RowTile& rows, int64_t row_tile) {
 // the members masked.
 bool BackwardTile::choose_keys(const RowTile& rows, const Hull& hull) {
   const KeyPlan& plan = *shared_->problem.plan;
-  const int64_t keys = shared_->cut.keys, count = whole_.count, block = rows.query / plan.block_q;
+  const int64_t count = whole_.count, block = rows.query / plan.block_q;
   const int64_t lists = (rows.query + rows.queries - 1) / plan.block_q - block + 1;
   const int64_t first_list = cpu::list_of(plan, *a_, rows.batch, rows.head, block);
-  uint8_t *members = members_.data(), *any = members + lists * keys;
-  bool found = false;
-  std::fill(any, any + count, uint8_t{0});
-  for (int64_t l = 0; l < lists; ++l) {
-    if (!mark_members(plan, first_list + l, whole_.first, count, members + l * keys)) continue;
-    found = true;
-    for (int64_t c = 0; c < count; ++c) any[c] |= members[l * keys + c];
-  }
-  if (!found) return false;
+  uint32_t* members = members_.data();
+  std::fill(members, members + count, uint32_t{0});
+  for (int64_t l = 0; l < lists; ++l)
+    mark_members(plan, first_list + l, whole_.first, count, uint32_t{1} << l, members);
   int64_t chosen = 0;
   for (int64_t c = 0; c < count; ++c) {
     const int64_t key = whole_.first + c;
-    if (any[c] && (key < hull.prefix || (key >= hull.begin && key < hull.end)))
+    if (members[c] != 0 && (key < hull.prefix || (key >= hull.begin && key < hull.end)))
       keys_[chosen++] = static_cast<int32_t>(key);
   }
   if (chosen == 0) return false;
   chosen_ = whole_;
-  chosen_.members_stride = keys;
-  if (4 * chosen < 3 * count) {
+  if (4 * chosen < 3 * count || count > shared_->cut.keys) {
     chosen_.keys = keys_.data();
     chosen_.count = chosen;
-    for (int64_t l = 0; lists > 1 && l < lists; ++l)
-      for (int64_t c = 0; c < chosen; ++c)
-        members[l * keys + c] = members[l * keys + keys_[c] - whole_.first];
+    for (int64_t c = 0; c < chosen; ++c) members[c] = members[keys_[c] - whole_.first];
     chosen_.members = lists > 1 ? members : nullptr;
   } else {
     chosen_.members = lists > 1 || chosen < count ? members : nullptr;
@@ -408,7 +427,6 @@ void BackwardTile::add_products(const RowTile& rows, const KeyTile& tile, const 
       shared_->dq + ((rows.batch * a_->heads_q + rows.head) * a_->queries + rows.query * rows.heads) * width;
   turn.await(index_);
   multiply({grads_.data(), stride_, 1, packed.rows.data(), width, dq, width, n, tile.count, true}, width);
-  turn.pass(index_);
 }
 
 // Delta of every row, and dsink.
@@ -445,7 +463,7 @@ void run_backward_tasks(const BackwardProblem& p) {
 
   std::vector<BackwardTile> tiles(static_cast<size_t>(threads()));
   for (BackwardTile& tile : tiles) tile.reserve(shared);
-  const int64_t key_tiles = (a.keys + cut.keys - 1) / cut.keys, units = cut.batches * cut.heads_kv;
+  const int64_t key_tiles = (a.keys + cut.span - 1) / cut.span, units = cut.batches * cut.heads_kv;
   const int64_t batches = a.batch / std::max<int64_t>(1, cut.batches);
   const int64_t heads = a.heads_kv / std::max<int64_t>(1, cut.heads_kv);
   // All units of a key tile come before the next key tile: neighbours in this order wait least for each

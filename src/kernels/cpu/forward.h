@@ -20,4 +20,9 @@ struct ForwardProblem {
 /// Runs all problems as one list of parallel tasks.
 void run_forward(std::span<const ForwardProblem> problems);
 
+/// Are there so few keys, all of them read by many rows, that run_short_forward is faster?
+bool is_short(const ForwardProblem& problem);
+/// What run_forward does, for problems that are short.
+void run_short_forward(std::span<const ForwardProblem> problems);
+
 }  // namespace fovea::kernels::cpu

@@ -21,13 +21,18 @@ Tiling tiling_of(std::span<const ForwardProblem> problems);
 struct ForwardTask {
   const ForwardProblem* problem;
   RowTile rows;
+  int64_t heads_kv = 1;  ///< the same rows of the heads of so many kv heads from rows.head on
   int64_t first_list = 0, lists = 0;
 };
 
 /// Row tiles with the most keys come first where the mask is causal.
 std::vector<ForwardTask> forward_tasks(std::span<const ForwardProblem> problems, const Tiling& tiling);
 
-/// Is one pass over the union of the task's lists, with a membership mask, cheaper than a pass for each list?
-bool union_pays(const ForwardTask& task);
+/// Rows that share one reading of a key in place; with more, packed keys are faster.
+inline constexpr int64_t kFewRows = 4;
+
+/// How many of the task's lists must have a key for it to be cheaper to pack it for all rows, with a mask of
+/// those that have it, than to meet it in each list; 0 where that never is.
+int64_t share_that_pays(const ForwardTask& task);
 
 }  // namespace fovea::kernels::cpu

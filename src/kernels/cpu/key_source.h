@@ -2,7 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
+#include <optional>
 
 #include "fovea/core/memory.h"
 #include "kernels/attention_args.h"
@@ -24,19 +24,32 @@ struct RowTile {
 
 struct KeyTile {
   int64_t first = 0, count = 0;
-  const int32_t* keys = nullptr;     ///< ascending; null: first, first + 1, ...
-  const uint8_t* members = nullptr;  ///< [lists][stride] 1 where the list has the key; null: all have all
-  int64_t members_stride = 0;
+  const int32_t* keys = nullptr;      ///< ascending; null: first, first + 1, ...
+  const uint32_t* members = nullptr;  ///< [count] bit l: list l of the rows has the key; null: all have all
 
   int64_t key(int64_t column) const { return keys ? keys[column] : first + column; }
   int64_t last() const { return key(count - 1); }
 };
 
+/// Ascending keys.
+struct Keys {
+  const int32_t* keys = nullptr;
+  int64_t count = 0;
+};
+/// A tile of at least one key.
+KeyTile tile_of(const Keys& keys);
+
 /// The columns of a tile that hold the keys `sees`.
 VisibleKeys columns_seen(const KeyTile& tile, const VisibleKeys& sees);
 
+/// Does every row see every key of the tile?
+bool all_seen(const AttentionArgs& args, const RowTile& rows, const KeyTile& tile);
+
 /// The list of a plan that block `block` of query head `head` reads.
 int64_t list_of(const KeyPlan& plan, const AttentionArgs& a, int64_t b, int64_t head, int64_t block);
+
+/// Keys of a list.
+int64_t list_size(const KeyPlan& plan, int64_t list);
 
 /// The keys that some row of a tile sees: [0, prefix) and [begin, end).
 struct Hull {
@@ -44,39 +57,36 @@ struct Hull {
 };
 Hull hull_of(const AttentionArgs& args, const RowTile& rows);
 
-/// Walks the keys of one list of a plan in ascending order.
+/// Walks the keys of one list of a plan that lie in a hull, in ascending order.
 class ListCursor {
  public:
-  static constexpr int32_t kEnd = INT32_MAX;
-
   ListCursor(const KeyPlan& plan, int64_t list, const Hull& hull);
-  int32_t peek() const { return next_; }
-  void pop();
+  /// Copies up to `room` further keys; fewer only at the end.
+  int64_t take(int32_t* to, int64_t room);
+  /// The next `room` keys, or the rest, where they stand in the plan's columns one after another; null where
+  /// they do not.
+  const int32_t* take_in_place(int64_t room, int64_t& count);
 
  private:
-  void settle();
+  // The next key and where the stretch of visible keys around it ends; false at the end.
+  bool settle();
 
   const KeyPlan::Range *range_, *ranges_end_;
   const int32_t *column_, *columns_end_;
-  int32_t at_ = 0;  // within *range_
-  int32_t next_ = kEnd;
+  int64_t at_ = 0;  // within *range_
   Hull hull_;
+  int64_t next_in_range_ = 0, limit_ = 0;
 };
 
-/// Hands out the key tiles of one row tile. The buffers live in the caller's scratch.
+/// Hands out the key tiles of one row tile.
 class KeySource {
  public:
-  struct Buffers {
-    memory::Buffer<int32_t> keys;
-    memory::Buffer<uint8_t> members;
-  };
-
-  /// All keys the rows see. Tiles are cut at multiples of `key_tile`, so that a row meets the same cuts in
-  /// whatever row tile it is.
+  /// All keys the rows see, and a few beside them. Tiles are cut at multiples of `key_tile`, so that a row
+  /// meets the same cuts in whatever row tile it is.
   KeySource(const AttentionArgs& args, const RowTile& rows, int64_t key_tile);
-  /// The union of `lists` consecutive lists of a plan, intersected with what the rows see.
+  /// One list of a plan, intersected with what the rows see. `buffer` is the caller's scratch.
   KeySource(const AttentionArgs& args, const RowTile& rows, int64_t key_tile, const KeyPlan& plan,
-            int64_t first_list, int64_t lists, Buffers& buffers);
+            int64_t list, memory::Buffer<int32_t>& buffer);
 
   bool next(KeyTile& tile);
 
@@ -87,8 +97,37 @@ class KeySource {
   int64_t key_tile_;
   Hull hull_;
   int64_t at_ = 0;
-  Buffers* buffers_ = nullptr;
-  std::vector<ListCursor> cursors_;
+  int32_t* buffer_ = nullptr;
+  std::optional<ListCursor> cursor_;
+};
+
+/// The keys of up to kMostLists consecutive lists of a plan, split into those that many lists share and what
+/// is left of each list. Keeps its buffers from one split to the next.
+class ListSplit {
+ public:
+  static constexpr int64_t kMostLists = 32;
+
+  /// Shared is what at least `share` of the lists have; with share = 0, nothing is, and lists that lie in the
+  /// plan's columns are not copied.
+  void split(const KeyPlan& plan, int64_t first_list, int64_t lists, const Hull& hull, int64_t share);
+
+  Keys shared() const { return {shared_.data(), shared_count_}; }
+  const uint32_t* members() const { return members_.data(); }  ///< of each shared key
+  Keys rest(int64_t list) const { return rest_[list]; }
+
+ private:
+  static constexpr int64_t kBlock = 64;
+
+  void share_keys(int64_t keys, int64_t lists, int64_t share);
+  void collect_shared(int64_t blocks, int64_t most, int64_t share);
+
+  int64_t shared_count_ = 0;
+  memory::Buffer<int32_t> keys_, shared_;
+  memory::Buffer<uint32_t> members_;
+  memory::Buffer<uint32_t> lists_of_;  // [keys]: bit l where list l has the key; all 0 between splits
+  memory::Buffer<uint8_t> seen_;       // [keys / kBlock]: is one of a block in any list? Likewise
+  int64_t prepared_ = 0;               // keys for which both are set up
+  Keys rest_[kMostLists];
 };
 
 }  // namespace fovea::kernels::cpu

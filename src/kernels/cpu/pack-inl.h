@@ -18,6 +18,13 @@ namespace fovea::kernels::HWY_NAMESPACE {
 using cpu::KeyTile;
 using cpu::RowTile;
 
+/// Asks for a row that is read soon.
+HWY_INLINE void prefetch_row(const View& x, int64_t b, int64_t head, int64_t key, int64_t count) {
+  constexpr int64_t kLine = 64;
+  const char* row = x.at(b, head, key);
+  for (int64_t at = 0; at < count * size_of(x.dtype); at += kLine) __builtin_prefetch(row + at, 0, 3);
+}
+
 /// Length of a packed query or key row: D, the rank of the low-rank bias, and zeros.
 HWY_INLINE int64_t packed_depth(const AttentionArgs& a) { return round_up(a.dim + a.rank, kLanes); }
 
@@ -54,33 +61,12 @@ HWY_INLINE void pack_keys(const AttentionArgs& a, int64_t b, int64_t head, const
   std::fill(zeros, zeros + depth, 0.0f);
   const float* rows[kLanes];
   for (int64_t c = 0; c < tile.count; c += kLanes) {
+    // Gathered rows are out of reach of the processor's own look-ahead.
+    for (int64_t r = kLanes; tile.keys && r < 2 * kLanes && c + r < tile.count; ++r)
+      prefetch_row(a.k, b, kv, tile.keys[c + r], a.dim);
     for (int64_t r = 0; r < kLanes; ++r)
       rows[r] = c + r < tile.count ? key_row(a, b, head, kv, tile.key(c + r), stage + r * depth) : zeros;
     transpose_rows(rows, depth, to + c / kPanel * depth * kPanel + c % kPanel, kPanel);
-  }
-}
-
-/// scores[r * stride + c] = q_r . k_c for a few packed query rows, without packing the keys. Writes up to
-/// three columns past the last key; `stage` holds four rows.
-HWY_INLINE void score_rows(const AttentionArgs& a, int64_t b, int64_t head, const KeyTile& tile,
-                           const float* q, int64_t rows, float* stage, float* scores, int64_t stride) {
-  const Floats d;
-  const int64_t depth = packed_depth(a), kv = head / a.group();
-  for (int64_t c = 0; c < tile.count; c += 4) {
-    const float* k[4];
-    for (int64_t i = 0; i < 4; ++i)
-      k[i] = key_row(a, b, head, kv, tile.key(std::min(c + i, tile.count - 1)), stage + i * depth);
-    for (int64_t r = 0; r < rows; ++r) {
-      FloatVector sum[4] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
-      for (int64_t x = 0; x < depth; x += kLanes) {
-        const auto query = hn::LoadU(d, q + r * depth + x);
-        sum[0] = hn::MulAdd(query, hn::LoadU(d, k[0] + x), sum[0]);
-        sum[1] = hn::MulAdd(query, hn::LoadU(d, k[1] + x), sum[1]);
-        sum[2] = hn::MulAdd(query, hn::LoadU(d, k[2] + x), sum[2]);
-        sum[3] = hn::MulAdd(query, hn::LoadU(d, k[3] + x), sum[3]);
-      }
-      sum_four(sum, scores + r * stride + c);
-    }
   }
 }
 
@@ -96,8 +82,11 @@ HWY_INLINE ValueRows pack_values(const AttentionArgs& a, int64_t b, int64_t head
   const int64_t kv = head / a.group(), width = round_up(a.dim_v, kLanes);
   if (!tile.keys && a.v.dtype == DType::f32 && a.v.row == width && a.dim_v == width)
     return {a.v.at<float>(b, kv, tile.first), width};
-  for (int64_t c = 0; c < tile.count; ++c)
+  constexpr int64_t kAhead = 16;
+  for (int64_t c = 0; c < tile.count; ++c) {
+    if (tile.keys && c + kAhead < tile.count) prefetch_row(a.v, b, kv, tile.keys[c + kAhead], a.dim_v);
     load_row(a.v.at(b, kv, tile.key(c)), a.v.dtype, a.dim_v, 1.0f, to + c * width, width);
+  }
   return {to, width};
 }
 

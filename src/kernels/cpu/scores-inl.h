@@ -34,6 +34,19 @@ struct GatheredRow {
   }
 };
 
+/// scores = -inf where bit `list` of members is 0
+HWY_INLINE void hide_others(float* scores, const uint32_t* members, int64_t list, int64_t count) {
+  const Floats d;
+  const hn::RebindToUnsigned<Floats> words;
+  const auto bit = hn::Set(words, uint32_t{1} << list);
+  int64_t c = 0;
+  for (; c + kLanes <= count; c += kLanes) {
+    const auto has = hn::RebindMask(d, hn::TestBit(hn::LoadU(words, members + c), bit));
+    hn::StoreU(hn::IfThenElse(has, hn::LoadU(d, scores + c), hn::Set(d, kMinusInfinity)), d, scores + c);
+  }
+  for (; c < count; ++c) scores[c] = members[c] >> list & 1 ? scores[c] : kMinusInfinity;
+}
+
 /// Turns unit * scale * q.k of row `row` into its score in base 2, for the columns [low, high) of a key tile:
 /// bias, slopes, softcap, mask. `list` says which of the tile's members the row reads.
 HWY_INLINE void adjust_scores(const AttentionArgs& a, const RowTile& rows, int64_t row, const KeyTile& tile,
@@ -61,7 +74,7 @@ HWY_INLINE void adjust_scores(const AttentionArgs& a, const RowTile& rows, int64
       for (int64_t c = 0; c < count; ++c) gathered.mask[c] = mask[tile.keys[low + c]];
     hide_masked(scores + low, tile.keys ? gathered.mask.data() : mask + tile.first + low, count);
   }
-  if (tile.members) hide_masked(scores + low, tile.members + list * tile.members_stride + low, count);
+  if (tile.members) hide_others(scores + low, tile.members + low, list, count);
 }
 
 }  // namespace fovea::kernels::HWY_NAMESPACE

@@ -54,8 +54,8 @@ HWY_INLINE void hide_masked(float* scores, const uint8_t* mask, int64_t count) {
   for (int64_t c = 0; c < count; ++c) scores[c] = mask[c] ? scores[c] : kMinusInfinity;
 }
 
-/// Largest score; NaN are passed over unless there is nothing else.
-HWY_INLINE float row_maximum(const float* scores, int64_t count) {
+/// Largest scores, lane by lane; NaN are passed over.
+HWY_INLINE FloatVector lane_maxima(const float* scores, int64_t count) {
   const Floats d;
   auto m0 = hn::Set(d, kMinusInfinity), m1 = m0;
   int64_t c = 0;
@@ -68,18 +68,24 @@ HWY_INLINE float row_maximum(const float* scores, int64_t count) {
     const auto inside = hn::FirstN(d, static_cast<size_t>(count - c));
     m1 = hn::Max(hn::IfThenElse(inside, hn::LoadU(d, scores + c), hn::Set(d, kMinusInfinity)), m1);
   }
-  return hn::GetLane(hn::MaxOfLanes(d, hn::Max(m0, m1)));
+  return hn::Max(m0, m1);
 }
 
-/// scores = 2^(scores - maximum), and 0 up to the next multiple of kLanes; returns their sum.
-HWY_INLINE float exponentiate(float* scores, float maximum, int64_t count) {
+HWY_INLINE bool any_nan(const float* scores, int64_t count) {
+  bool nan = false;
+  for (int64_t c = 0; c < count; ++c) nan |= scores[c] != scores[c];
+  return nan;
+}
+
+/// scores = 2^(factor * scores - maximum), and 0 up to the next multiple of kLanes; returns their sum.
+HWY_INLINE float exponentiate(float* scores, float factor, float maximum, int64_t count) {
   const Floats d;
-  const auto m = hn::Set(d, maximum);
+  const auto f = hn::Set(d, factor), m = hn::Set(d, maximum);
   auto sum0 = hn::Zero(d), sum1 = sum0;
   int64_t c = 0;
   for (; c + 2 * kLanes <= count; c += 2 * kLanes) {
-    const auto p0 = exp2_of(d, hn::Sub(hn::LoadU(d, scores + c), m));
-    const auto p1 = exp2_of(d, hn::Sub(hn::LoadU(d, scores + c + kLanes), m));
+    const auto p0 = exp2_of(d, hn::MulSub(f, hn::LoadU(d, scores + c), m));
+    const auto p1 = exp2_of(d, hn::MulSub(f, hn::LoadU(d, scores + c + kLanes), m));
     hn::StoreU(p0, d, scores + c);
     hn::StoreU(p1, d, scores + c + kLanes);
     sum0 = hn::Add(sum0, p0);
@@ -87,13 +93,14 @@ HWY_INLINE float exponentiate(float* scores, float maximum, int64_t count) {
   }
   for (; c < count; c += kLanes) {
     const auto inside = hn::FirstN(d, static_cast<size_t>(std::min(kLanes, count - c)));
-    const auto p = hn::IfThenElseZero(inside, exp2_of(d, hn::Sub(hn::LoadU(d, scores + c), m)));
+    const auto p = hn::IfThenElseZero(inside, exp2_of(d, hn::MulSub(f, hn::LoadU(d, scores + c), m)));
     hn::StoreU(p, d, scores + c);
     sum0 = hn::Add(sum0, p);
   }
   return hn::GetLane(hn::SumOfLanes(d, hn::Add(sum0, sum1)));
 }
 
+/// row *= factor
 HWY_INLINE void scale_row(float* row, float factor, int64_t count) {
   const Floats d;
   const auto f = hn::Set(d, factor);
@@ -104,28 +111,28 @@ HWY_INLINE void scale_row(float* row, float factor, int64_t count) {
 struct RunningRow {
   float maximum = kMinusInfinity;
   float sum = 0;
+  float rounded_sum = 0;  // of the weights as the values meet them, where those are rounded
 };
 
-/// Turns the scores of further keys into weights relative to the row's new maximum and folds them into the
-/// row. Returns the factor that brings what was accumulated before to the new maximum.
-HWY_INLINE float fold(RunningRow& row, float* scores, int64_t count) {
-  float seen = row_maximum(scores, count);
+/// Turns factor * (the scores of further keys), factor > 0, into weights relative to the row's new maximum
+/// and folds them into the row. Returns the factor that brings what was accumulated before to the new
+/// maximum.
+HWY_INLINE float fold(RunningRow& row, float* scores, int64_t count, float factor = 1.0f) {
+  float seen = factor * hn::GetLane(hn::MaxOfLanes(Floats(), lane_maxima(scores, count)));
   if (!(seen > kMinusInfinity)) {
-    bool nan = false;
-    for (int64_t c = 0; c < count; ++c) nan |= scores[c] != scores[c];
-    if (!nan) {
+    if (!any_nan(scores, count)) {
       std::fill(scores, scores + round_up(count, kLanes), 0.0f);
       return 1.0f;
     }
     seen = 0.0f;  // any number: the NaN carry on through the weights
   }
-  float factor = 1.0f;
+  float rescale = 1.0f;
   if (seen > row.maximum) {
-    factor = row.maximum == kMinusInfinity ? 0.0f : std::exp2(row.maximum - seen);
+    rescale = row.maximum == kMinusInfinity ? 0.0f : std::exp2(row.maximum - seen);
     row.maximum = seen;
   }
-  row.sum = row.sum * factor + exponentiate(scores, row.maximum, count);
-  return factor;
+  row.sum = row.sum * rescale + exponentiate(scores, factor, row.maximum, count);
+  return rescale;
 }
 
 }  // namespace fovea::kernels::HWY_NAMESPACE

@@ -1,53 +1,75 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "fovea/kernels/target.h"
 
+#include <algorithm>
+#include <optional>
+
 #include "fovea/core/error.h"
 #include "hwy/highway.h"
+#include "kernels/cpu/bfloat16_unit.h"
+#include "kernels/cpu/dot_instructions.h"
 
 namespace fovea::kernels {
 namespace {
 
-// Lower bits are better targets.
-template <typename Visit>
-void for_each_target(int64_t targets, const Visit& visit) {
-  for (; targets != 0; targets &= targets - 1) visit(targets & -targets);
+using cpu::BFloat16Unit;
+
+struct Target {
+  int64_t highway;
+  BFloat16Unit unit;
+
+  std::string name() const {
+    constexpr const char* kUnits[] = {"", "+BF16", "+AMX"};
+    return hwy::TargetName(highway) + std::string(kUnits[static_cast<int>(unit)]);
+  }
+};
+
+std::optional<Target> forced;
+
+void apply_forced() { hwy::SetSupportedTargetsForTest(forced ? forced->highway : 0); }
+
+BFloat16Unit best_unit() {
+  if (has_bf16_tiles()) return BFloat16Unit::tiles;
+  return has_bf16_dot() ? BFloat16Unit::dots : BFloat16Unit::none;
 }
 
-int64_t usable_targets() {
+// Lower bits are better targets; the units come with AVX-512.
+std::vector<Target> usable_targets() {
   hwy::SetSupportedTargetsForTest(0);
-  return hwy::SupportedTargets() & HWY_TARGETS;
+  int64_t targets = hwy::SupportedTargets() & HWY_TARGETS;
+  apply_forced();
+  std::vector<Target> usable;
+  for (; targets != 0; targets &= targets - 1) {
+    const int64_t target = targets & -targets;
+    for (int unit = target == HWY_AVX3 ? static_cast<int>(best_unit()) : 0; unit >= 0; --unit)
+      usable.push_back({target, static_cast<BFloat16Unit>(unit)});
+  }
+  return usable;
 }
-
-int64_t forced = 0;
 
 }  // namespace
 
 std::vector<std::string> simd_targets() {
   std::vector<std::string> names;
-  const int64_t usable = usable_targets();
-  hwy::SetSupportedTargetsForTest(forced);
-  for_each_target(usable, [&](int64_t target) { names.emplace_back(hwy::TargetName(target)); });
+  for (const Target& target : usable_targets()) names.push_back(target.name());
   return names;
 }
 
-std::string active_simd_target() {
-  const int64_t usable = hwy::SupportedTargets() & HWY_TARGETS;
-  return hwy::TargetName(usable & -usable);
-}
+std::string active_simd_target() { return forced ? forced->name() : usable_targets().front().name(); }
 
 void force_simd_target(std::string_view name) {
-  const int64_t usable = usable_targets();
-  int64_t chosen = 0;
+  std::optional<Target> chosen;
   std::string known;
-  for_each_target(usable, [&](int64_t target) {
-    if (name == hwy::TargetName(target)) chosen = target;
-    known += (known.empty() ? "" : ", ") + std::string(hwy::TargetName(target));
-  });
-  hwy::SetSupportedTargetsForTest(forced);
-  require(name.empty() || chosen != 0, "SIMD target '", name, "' is not available here; there are ", known);
+  for (const Target& target : usable_targets()) {
+    if (name == target.name()) chosen = target;
+    known += (known.empty() ? "" : ", ") + target.name();
+  }
+  require(name.empty() || chosen, "SIMD target '", name, "' is not available here; there are ", known);
   forced = chosen;
-  hwy::SetSupportedTargetsForTest(forced);
+  apply_forced();
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
+
+BFloat16Unit cpu::bfloat16_unit() { return forced ? forced->unit : best_unit(); }
 
 }  // namespace fovea::kernels

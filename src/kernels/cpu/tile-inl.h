@@ -143,35 +143,47 @@ HWY_INLINE void store_row(const float* from, int64_t count, float factor, void* 
 // ---- sums of lanes ----
 
 #if HWY_TARGET != HWY_SCALAR
-/// to[0..4) = the sum of the 128-bit blocks of v.
-template <class D>
-HWY_INLINE void sum_blocks(D d, hn::Vec<D> v, float* to) {
+/// to[0..4) = the 128-bit blocks of v, reduced by `combine`.
+template <class D, class Combine>
+HWY_INLINE void reduce_blocks(D d, hn::Vec<D> v, const Combine& combine, float* to) {
   if constexpr (hn::MaxLanes(D()) <= 4) {
     hn::StoreU(v, d, to);
   } else {
     const hn::Half<D> half;
-    sum_blocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), to);
+    reduce_blocks(half, combine(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), combine, to);
   }
 }
 #endif
 
-/// The sums of four vectors, in the order given.
-HWY_INLINE void sum_four(const FloatVector (&v)[4], float* to) {
+/// The lanes of four vectors, each reduced by `combine`, in the order given.
+template <class Combine>
+HWY_INLINE void reduce_four(const FloatVector (&v)[4], const Combine& combine, float* to) {
 #if HWY_TARGET == HWY_SCALAR
   for (int i = 0; i < 4; ++i) to[i] = hn::GetLane(v[i]);
 #else
-  // Interleaved halves are added twice; every 128-bit block then holds its share of the four sums.
+  // Interleaved halves are combined twice; every 128-bit block then holds its share of the four results.
   const Floats d;
   const hn::RepartitionToWide<Floats> wide;
   const auto first =
-      hn::BitCast(wide, hn::Add(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1])));
+      hn::BitCast(wide, combine(hn::InterleaveLower(d, v[0], v[1]), hn::InterleaveUpper(d, v[0], v[1])));
   const auto second =
-      hn::BitCast(wide, hn::Add(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3])));
-  sum_blocks(d,
-             hn::Add(hn::BitCast(d, hn::InterleaveLower(wide, first, second)),
-                     hn::BitCast(d, hn::InterleaveUpper(wide, first, second))),
-             to);
+      hn::BitCast(wide, combine(hn::InterleaveLower(d, v[2], v[3]), hn::InterleaveUpper(d, v[2], v[3])));
+  reduce_blocks(d,
+                combine(hn::BitCast(d, hn::InterleaveLower(wide, first, second)),
+                        hn::BitCast(d, hn::InterleaveUpper(wide, first, second))),
+                combine, to);
 #endif
+}
+
+/// The sums of four vectors, in the order given.
+HWY_INLINE void sum_four(const FloatVector (&v)[4], float* to) {
+  reduce_four(
+      v, [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); }, to);
+}
+/// The largest lanes of four vectors without NaN.
+HWY_INLINE void maximum_four(const FloatVector (&v)[4], float* to) {
+  reduce_four(
+      v, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); }, to);
 }
 
 // ---- packing ----
@@ -213,17 +225,20 @@ HWY_INLINE void transpose_rows(const float* const* rows, int64_t depth, float* H
 
 // ---- C (=|+=) A B ----
 
-/// Operands of a product of f32 tiles. A(r, k) = a[r * a_row + k * a_depth]; B and C are row-major.
-struct Product {
-  const float* a;
+/// Operands of a product of tiles with f32 results: A(r, k) = a[r * a_row + k * a_depth]; B and C are
+/// row-major. An element is an f32, or a few narrow numbers that one instruction multiplies and adds.
+template <typename Element>
+struct ProductOf {
+  const Element* a;
   int64_t a_row, a_depth;
-  const float* b;
+  const Element* b;
   int64_t b_stride;
   float* c;
   int64_t c_stride;
   int64_t rows, depth;
   bool accumulate;
 };
+using Product = ProductOf<float>;
 
 template <int kVectors, size_t... I>
 HWY_INLINE void multiply_step(std::index_sequence<I...>, FloatVector* HWY_RESTRICT sum,
@@ -259,8 +274,8 @@ HWY_INLINE void multiply_block(const Product& p, int64_t row) {
     for (int v = 0; v < kVectors; ++v) hn::StoreU(sum[r * kVectors + v], d, c + r * p.c_stride + v * kLanes);
 }
 
-template <int kVectors>
-HWY_NOINLINE void multiply_panel(const Product& p) {
+template <int kVectors, class AnyProduct>
+HWY_NOINLINE void multiply_panel(const AnyProduct& p) {
   constexpr int kRows = block_rows(kVectors);
   int64_t row = 0;
   for (; row + kRows <= p.rows; row += kRows) multiply_block<kRows, kVectors>(p, row);
@@ -270,7 +285,8 @@ HWY_NOINLINE void multiply_panel(const Product& p) {
 }
 
 /// A product with B row-major and `columns` a multiple of kLanes: panels of at most kBlockVectors vectors.
-HWY_INLINE void multiply(Product p, int64_t columns) {
+template <class AnyProduct = Product>
+HWY_INLINE void multiply(AnyProduct p, int64_t columns) {
   for (; columns >= kPanel; columns -= kPanel, p.b += kPanel, p.c += kPanel) multiply_panel<kBlockVectors>(p);
   switch (columns / kLanes) {
     case 1:
@@ -288,7 +304,8 @@ HWY_INLINE void multiply(Product p, int64_t columns) {
 
 /// A product with B in panels of kPanel columns, one after another, each [depth][kPanel]; `columns` (a
 /// multiple of kLanes) may end inside the last panel.
-HWY_INLINE void multiply_panels(Product p, int64_t panel_size, int64_t columns) {
+template <class AnyProduct = Product>
+HWY_INLINE void multiply_panels(AnyProduct p, int64_t panel_size, int64_t columns) {
   p.b_stride = kPanel;
   for (; columns > 0; columns -= kPanel, p.b += panel_size, p.c += kPanel)
     multiply(p, std::min(columns, kPanel));
