@@ -7,6 +7,7 @@ ggml holds keys and values in f16, as llama.cpp does, and its causal form reads 
 import argparse
 import ctypes
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -14,7 +15,6 @@ import statistics
 import subprocess
 import time
 
-import llama_cpp
 import numpy
 import torch
 
@@ -24,14 +24,21 @@ parser.add_argument("--threads", type=int, default=os.cpu_count())
 parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--output", help="also write the rows as JSON")
 parser.add_argument("--without", default="", help="peers to leave out: pytorch, ggml")
+parser.add_argument("--shapes", choices=("all", "prompts", "steps"), default="all")
+parser.add_argument("--longer", action="store_true", help="prompts of 2k to 16k and caches to 128k: for larger machines")
 arguments = parser.parse_args()
+skipped = arguments.without.split(",")
 torch.set_num_threads(arguments.threads)
 
 # (queries, keys, query heads, kv heads, dim, causal, dtype)
-SHAPES = [(length, length, 9, 3, dim, causal, dtype) for dtype in ("f32", "bf16") for dim in (64, 128)
-          for length in (2048, 4096) for causal in (False, True)]
-SHAPES += [(1, keys, heads, kv, dim, True, dtype) for dtype in ("bf16", "f16")
-           for heads, kv, dim in ((32, 8, 128), (9, 3, 64)) for keys in (8192, 32768)]
+SHAPES = []
+if arguments.shapes != "steps":
+    SHAPES += [(length, length, 9, 3, dim, causal, dtype) for dtype in ("f32", "bf16") for dim in (64, 128)
+               for length in ((2048, 8192, 16384) if arguments.longer else (2048, 4096)) for causal in (False, True)]
+if arguments.shapes != "prompts":
+    SHAPES += [(1, keys, heads, kv, dim, True, dtype) for dtype in ("bf16", "f16")
+               for heads, kv, dim in ((32, 8, 128), (9, 3, 64))
+               for keys in ((32768, 131072) if arguments.longer else (8192, 32768))]
 
 
 class Fovea:
@@ -77,8 +84,12 @@ class Ggml:
         _fields_ = [("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
 
     F32, F16 = 0, 1
-    base, cpu = map(lambda name: ctypes.CDLL(str(pathlib.Path(llama_cpp.__file__).parent / "lib" / name)),
-                    ("libggml-base.so", "libggml-cpu.so"))
+    base = cpu = None
+
+    @classmethod
+    def load(cls):
+        folder = pathlib.Path(importlib.util.find_spec("llama_cpp").origin).parent / "lib"
+        cls.base, cls.cpu = (ctypes.CDLL(str(folder / name)) for name in ("libggml-base.so", "libggml-cpu.so"))
 
     def call(self, name, *values, library=None):
         function = getattr(library or self.base, name)
@@ -122,7 +133,8 @@ class Ggml:
         self.call("ggml_free", self.context)
 
 
-skipped = arguments.without.split(",")
+if "ggml" not in skipped:
+    Ggml.load()
 peers = {"fovea": Fovea} | {name: peer for name, peer in (("pytorch", PyTorch), ("ggml", Ggml)) if name not in skipped}
 rows = []
 print(f"{'shape':44}" + "".join(f"{name + ' ms':>12}" for name in peers) + "".join(f"{'/ ' + name:>11}" for name in list(peers)[1:]))
@@ -141,5 +153,7 @@ for shape in SHAPES:
           "".join(f"{seconds[name] / seconds['fovea']:10.2f}x" for name in list(peers)[1:]), flush=True)
 
 if arguments.output:
-    versions = {"pytorch": torch.__version__, "ggml": "llama-cpp-python " + importlib.metadata.version("llama_cpp_python")}
+    versions = {"pytorch": torch.__version__}
+    if "ggml" not in skipped:
+        versions["ggml"] = "llama-cpp-python " + importlib.metadata.version("llama_cpp_python")
     pathlib.Path(arguments.output).write_text(json.dumps({"threads": arguments.threads, "versions": versions, "rows": rows}, indent=1))

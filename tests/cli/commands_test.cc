@@ -286,6 +286,32 @@ TEST(Generate, ARecipeIsPrintedBackCanonically) {
   EXPECT_EQ(json["recipe"], "cache=quest:page_size=4");
 }
 
+// On a model of random weights quality means nothing, but what equals exact attention must measure as equal.
+TEST(Compare, MeasuresEveryRecipeBesideExactAttentionAndWritesAReport) {
+  const TemporaryFolder folder;
+  fs::create_directory(folder / "tiny");
+  model::tiny::write_folder(model::tiny::make({}), folder / "tiny", true);
+  std::string text;
+  for (int i = 0; i < 60; ++i) text += "the mill turns with the tide number " + std::to_string(i) + ". ";
+  write_file(folder / "text.txt", text);
+  const auto json =
+      run_well({"compare", "-m", folder / "tiny", "--text", folder / "text.txt", "--length", "600",
+                "--recipe", "cache=f32", "--recipe", "cache=quest:budget=64,page_size=16,dense_layers=0",
+                "--html", folder / "report.html", "--json"})
+          .json();
+  const auto& rows = json.contains("rows") ? json["rows"] : json;
+  ASSERT_EQ(rows.size(), 3u) << json.dump().substr(0, 400);
+  EXPECT_EQ(rows[0]["recipe"], "exact");
+  EXPECT_EQ(rows[1]["recipe"], "cache=f32");
+  EXPECT_LT(rows[1]["kl"], 1e-4);
+  EXPECT_EQ(rows[1]["agreement"], 1.0);
+  EXPECT_GT(rows[2]["kl"], rows[1]["kl"]);
+  EXPECT_LT(rows[2]["read_bytes"], rows[0]["read_bytes"]);
+  const std::string report = read_file(folder / "report.html");
+  EXPECT_NE(report.find("cache=quest"), std::string::npos);
+  EXPECT_EQ(report.find("http"), std::string::npos);  // nothing is fetched
+}
+
 TEST(Info, ListsTheTargetThatIsForced) {
   const auto info = run_well({"info", "--json"}).json();
   EXPECT_EQ(info["simd"]["available"][0], info["simd"]["active"]);
