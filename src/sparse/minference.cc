@@ -227,8 +227,10 @@ AttentionResult minference(const Tensor& q, const Tensor& k, const Tensor& v,
   return result;
 }
 
-MinferenceSearch minference_search(const Tensor& q, const Tensor& k, const Tensor& v,
+MinferenceSearch minference_search(const Tensor& any_q, const Tensor& any_k, const Tensor& any_v,
                                    const Tensor& candidates, const VerticalSlashOptions& options) {
+  // What separates good candidates may be finer than sixteen bits.
+  const Tensor q = any_q.to(DType::f32), k = any_k.to(DType::f32), v = any_v.to(DType::f32);
   MinferenceOptions shape;
   shape.last_q = options.last_q;
   shape.keep_sink = options.keep_sink;

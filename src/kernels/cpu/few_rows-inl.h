@@ -40,7 +40,7 @@ HWY_NOINLINE void score_few(const AttentionArgs& a, int64_t b, int64_t head, con
                             const float* q, float* stage, float* scores, int64_t stride) {
   const Floats d;
   const int64_t depth = packed_depth(a), kv = head / a.group();
-  const RowsInPlace rows(a.k, b, kv, a.dim);
+  const RowsInPlace rows(a.k, b, kv, a.dim), values(a.v, b, kv, a.dim_v);
   for (int64_t c = 0; c < tile.count; c += 4) {
     const float* k[4];
     for (int64_t i = 0; i < 4; ++i) {
@@ -50,6 +50,7 @@ HWY_NOINLINE void score_few(const AttentionArgs& a, int64_t b, int64_t head, con
       else
         k[i] = key_row(a, b, head, kv, key, stage + i * depth);
       if (c + i + kKeysAhead < tile.count) rows.prefetch(tile.key(c + i + kKeysAhead));
+      values.prefetch(key);
     }
     FloatVector sum[kRows][4];
     for (int r = 0; r < kRows; ++r)
@@ -64,6 +65,12 @@ HWY_NOINLINE void score_few(const AttentionArgs& a, int64_t b, int64_t head, con
     }
     for (int r = 0; r < kRows; ++r) sum_four(sum[r], scores + r * stride + c);
   }
+}
+
+/// Asks for the first keys of a tile that is next.
+HWY_INLINE void prefetch_keys(const AttentionArgs& a, int64_t b, int64_t head, const cpu::Keys& next) {
+  const RowsInPlace rows(a.k, b, head / a.group(), a.dim);
+  for (int64_t c = 0; c < std::min(kKeysAhead, next.count); ++c) rows.prefetch(next.keys[c]);
 }
 
 /// Calls body with 1, 2, 3 or 4 as a type.
@@ -82,7 +89,8 @@ HWY_INLINE void with_rows(int64_t rows, const Body& body) {
 }
 
 /// scores[r * stride + c] = q_r . k_c for 1 to 4 packed query rows. Writes up to three columns past the
-/// last key; `stage` holds four rows.
+/// last key; The
+/// values are asked for along the way. `stage` holds four rows.
 HWY_INLINE void score_rows(const AttentionArgs& a, int64_t b, int64_t head, const KeyTile& tile,
                            const float* q, int64_t rows, float* stage, float* scores, int64_t stride) {
   const bool in_place = a.k.dtype == DType::f32 && a.dim == packed_depth(a);
@@ -106,7 +114,6 @@ HWY_NOINLINE void add_few(const AttentionArgs& a, int64_t b, int64_t kv, const K
   const RowsInPlace rows(a.v, b, kv, a.dim_v);
   for (int64_t c = 0; c < tile.count; ++c) {
     if (skip_zeros && weights[c] == 0.0f) continue;
-    if (c + kKeysAhead < tile.count) rows.prefetch(tile.key(c + kKeysAhead));
     const float* value = stage;
     if constexpr (kInPlace)
       value = rows.row(tile.key(c));

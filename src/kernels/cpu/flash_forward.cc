@@ -151,6 +151,7 @@ void ForwardTile<Scores, Values>::run(const ForwardProblem& problem, const RowTi
   for (int64_t list = 0; list < lists; ++list) {
     const int64_t begin_q = std::max(rows.query, (rows.query / block_q + list) * block_q);
     const int64_t end_q = std::min(rows.query + rows.queries, (rows.query / block_q + list + 1) * block_q);
+    if (list + 1 < lists) prefetch_keys(*a_, rows.batch, rows.head, split.rest(list + 1));
     each_tile(split.rest(list), [&](int64_t, const KeyTile& tile) {
       step(tile, (begin_q - rows.query) * rows.heads, (end_q - begin_q) * rows.heads);
     });

@@ -17,8 +17,32 @@ int64_t heads_in_tile(const ForwardProblem& p, int64_t rows) {
   return own_keys ? 1 : std::min(a.group(), rows);
 }
 
+// Do neighbouring lists have about a third of their single keys in common? Looks at a few of them.
+bool neighbours_alike(const KeyPlan& plan) {
+  constexpr int64_t kSamples = 32;
+  int64_t keys = 0, common = 0;
+  const auto columns = [&](int64_t list) {
+    const auto i = static_cast<size_t>(list);
+    return std::pair(plan.columns.data() + plan.column_offsets[i],
+                     plan.columns.data() + plan.column_offsets[i + 1]);
+  };
+  for (int64_t sample = 0; sample < kSamples && plan.lists() > 1; ++sample) {
+    const int64_t list = sample * (plan.lists() - 1) / kSamples;
+    auto [one, one_end] = columns(list);
+    auto [two, two_end] = columns(list + 1);
+    keys += one_end - one;
+    while (one < one_end && two < two_end) {
+      const bool same = *one == *two, first = *one < *two;
+      common += same;
+      one += same || first;
+      two += !first;
+    }
+  }
+  return 3 * common >= keys;
+}
+
 void add_tasks(const ForwardProblem& p, int64_t b, int64_t head, int64_t heads, int64_t rows,
-               int64_t heads_kv, std::vector<ForwardTask>& tasks) {
+               int64_t heads_kv, bool alike, std::vector<ForwardTask>& tasks) {
   const AttentionArgs& a = p.args;
   int64_t step = std::max<int64_t>(1, rows / heads);
   int64_t block = a.queries;  // no tile straddles two of these
@@ -32,7 +56,7 @@ void add_tasks(const ForwardProblem& p, int64_t b, int64_t head, int64_t heads, 
   for (int64_t begin = 0; begin < a.queries; begin += block) {
     const int64_t end = std::min(begin + block, a.queries);
     for (int64_t i = begin; i < end; i += step) {
-      ForwardTask task{&p, {b, head, heads, i, std::min(step, end - i)}, heads_kv};
+      ForwardTask task{&p, {b, head, heads, i, std::min(step, end - i)}, heads_kv, alike};
       if (p.plan) {
         const int64_t block_q = p.plan->block_q;
         task.first_list = list_of(*p.plan, a, b, head, i / block_q);
@@ -84,19 +108,22 @@ std::vector<ForwardTask> forward_tasks(std::span<const ForwardProblem> problems,
   for (const auto& p : problems) {
     const AttentionArgs& a = p.args;
     const int64_t group = a.group(), step = heads_in_tile(p, tiling.rows);
-    // Short lists that all kv heads read are prepared once.
+    // Short lists that all kv heads read are prepared once, where preparing pays; if not, each kv head's keys
+    // in turn stay in the caches longer.
+    const bool alike = p.plan && neighbours_alike(*p.plan);
     const bool together =
-        p.plan && p.plan->heads == 1 && step == group && p.plan->block_q * step <= kUnionRows / 2;
+        alike && p.plan->heads == 1 && step == group && p.plan->block_q * step <= kUnionRows / 2;
     const int64_t heads_kv = together ? a.heads_kv : 1;
     for (int64_t b = 0; b < a.batch; ++b)
       for (int64_t kv = 0; kv < a.heads_kv && group > 0; kv += heads_kv)
         for (int64_t h = 0; h < group; h += step)
-          add_tasks(p, b, kv * group + h, std::min(step, group - h), tiling.rows, heads_kv, tasks);
+          add_tasks(p, b, kv * group + h, std::min(step, group - h), tiling.rows, heads_kv, alike, tasks);
   }
   return tasks;
 }
 
 int64_t share_that_pays(const ForwardTask& task) {
+  if (!task.alike) return 0;
   // Cycles for each key: a packed key costs the same for all rows, a key of a few rows is read in place.
   const int64_t rows = task.rows.rows(), rows_of_list = std::max<int64_t>(1, rows / task.lists);
   const int64_t together = kPackKey + kPackedRow * rows;

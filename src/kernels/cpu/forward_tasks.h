@@ -22,6 +22,7 @@ struct ForwardTask {
   const ForwardProblem* problem;
   RowTile rows;
   int64_t heads_kv = 1;  ///< the same rows of the heads of so many kv heads from rows.head on
+  bool alike = false;    ///< neighbouring lists have many keys in common
   int64_t first_list = 0, lists = 0;
 };
 

@@ -222,11 +222,14 @@ void ListSplit::collect_shared(int64_t blocks, int64_t most, int64_t share) {
   shared_.reserve(most), members_.reserve(most);
   for (int64_t block = 0; block < blocks; ++block) {
     if (seen_[block] == 0) continue;
-    for (int64_t key = block * kBlock; key < (block + 1) * kBlock; ++key) {
-      const uint32_t members = lists_of_[key];
-      if (std::popcount(members) < share) continue;
-      shared_[shared_count_] = static_cast<int32_t>(key);
-      members_[shared_count_++] = members;
+    for (int64_t four = block * kBlock; four < (block + 1) * kBlock; four += 4) {
+      const uint32_t* lists_of = lists_of_.data() + four;
+      if ((lists_of[0] | lists_of[1] | lists_of[2] | lists_of[3]) == 0) continue;
+      for (int64_t i = 0; i < 4; ++i) {
+        if (std::popcount(lists_of[i]) < share) continue;
+        shared_[shared_count_] = static_cast<int32_t>(four + i);
+        members_[shared_count_++] = lists_of[i];
+      }
     }
   }
 }

@@ -126,7 +126,7 @@ class ListSplit {
   memory::Buffer<uint32_t> members_;
   memory::Buffer<uint32_t> lists_of_;  // [keys]: bit l where list l has the key; all 0 between splits
   memory::Buffer<uint8_t> seen_;       // [keys / kBlock]: is one of a block in any list? Likewise
-  int64_t prepared_ = 0;               // keys for which both are set up
+  int64_t prepared_ = -1;              // keys for which both are set up
   Keys rest_[kMostLists];
 };
 
