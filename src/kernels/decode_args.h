@@ -33,7 +33,7 @@ struct DecodeArgs {
   int64_t selected = 0;
 
   float scale = 0, softcap = 0;
-  int64_t window_left = -1, prefix = 0;
+  int64_t window_left = -1, window_right = 0, prefix = 0;  ///< as in Visibility
   const float* sink = nullptr;    ///< [Hq]
   const float* slopes = nullptr;  ///< [Hq]
   const float* bias = nullptr;    ///< last axis: key positions
