@@ -36,7 +36,8 @@ struct Scratch {
   cpu::DecodeChunk chunk;
   memory::Buffer<float> q;       // [rows, padded(dim)], scaled
   memory::Buffer<float> scores;  // [rows, kChunk]
-  memory::Buffer<float> k, v;    // [kChunk, padded width]: keys and values as f32 where that pays
+  memory::Buffer<float> k, v;    // [kChunk, heads read together, padded width]: f32 rows where that pays
+  memory::Buffer<float> coded_k, coded_v;  // the same without padding, as codes are read
 };
 
 // Partial results of one split: m, l [rows], a [rows, padded(dim_v)].
@@ -269,28 +270,30 @@ void dot_chunk(const void* const* k, int64_t count, const BFloat16* q, int64_t r
 #endif
 }
 
-// One chunk whose keys and values are rows of type TK and TV.
+// One chunk whose keys and values are rows of type TK and TV, and `rows` query rows from `first` on.
 template <class TK, class TV>
-void attend_chunk(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, const Partial& out) {
+void attend_chunk(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, int64_t first, int64_t rows,
+                  const Partial& whole_out) {
   const DecodeArgs& a = *task.args;
-  const int64_t group = a.heads_q / a.heads_kv, rows = group * a.rows;
+  const int64_t group = a.heads_q / a.heads_kv;
   const int64_t width = padded(a.dim), width_v = padded(a.dim_v);
   float* scores = scratch.scores.data();
+  const float* q = scratch.q.data() + first * width;
+  const Partial out{whole_out.maximum + first, whole_out.sum + first, whole_out.values + first * width_v};
 
   const int64_t whole = (chunk.count + 3) / 4 * 4;
   for (int64_t j = chunk.count; j < whole; ++j) chunk.k[j] = chunk.k[chunk.count - 1];
   if (dots_bfloat16<TK>(a))
-    dot_chunk(chunk.k, whole, reinterpret_cast<const BFloat16*>(scratch.q.data()), rows, width, a.scale,
-              scores);
+    dot_chunk(chunk.k, whole, reinterpret_cast<const BFloat16*>(q), rows, width, a.scale, scores);
   else
-    score_chunk<TK>(chunk.k, whole, scratch.q.data(), rows, width, scores);
+    score_chunk<TK>(chunk.k, whole, q, rows, width, scores);
 
   const bool shared = all_visible(task, chunk);
   for (int64_t r = 0; r < rows; ++r) {
-    const int64_t h = task.split.head * group + r / a.rows;
+    const int64_t h = task.split.head * group + (first + r) / a.rows, row = (first + r) % a.rows;
     float* s = scores + r * kChunk;
     float* values = out.values + r * width_v;
-    adjust_scores(task, chunk, h, r % a.rows, s);
+    adjust_scores(task, chunk, h, row, s);
     if (shared) {
       softmax_row(s, chunk.count, out.maximum + r, out.sum + r, values, width_v);
       continue;
@@ -299,7 +302,7 @@ void attend_chunk(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, 
     uint8_t visible[kChunk];
     const void* v[kChunk];
     int64_t count = 0;
-    cpu::row_visibility(task, chunk, h, r % a.rows, visible);
+    cpu::row_visibility(task, chunk, h, row, visible);
     for (int64_t j = 0; j < chunk.count; ++j) {
       s[count] = s[j];
       v[count] = chunk.v[j];
@@ -327,6 +330,42 @@ void load_queries(const DecodeTask& task, bool unscaled, float* out) {
   }
 }
 
+// Reads rows of `width` floats into rows of padded(width) where these differ.
+void pad_rows(const memory::Buffer<float>& from, int64_t rows, int64_t width, float* to) {
+  for (int64_t i = 0; i < rows; ++i)
+    load_row(from.data() + i * width, width, 1.0f, to + i * padded(width), padded(width));
+}
+
+// Makes the keys and values of a chunk f32, for all heads that are read together.
+void read_codes(const DecodeTask& task, const DecodeChunk& chunk, Scratch& scratch) {
+  const DecodeArgs& a = *task.args;
+  const int64_t heads = a.heads_together, step = heads * a.dim, step_v = heads * a.dim_v;
+  const bool pad = padded(a.dim) != a.dim, pad_v = padded(a.dim_v) != a.dim_v;
+  float* k = pad ? scratch.coded_k.data() : scratch.k.data();
+  float* v = pad_v ? scratch.coded_v.data() : scratch.v.data();
+  for (int64_t j = 0; j < chunk.count;) {
+    int64_t run = 1;
+    while (j + run < chunk.count && chunk.position[j + run] == chunk.position[j] + run) ++run;
+    a.coded->read(task.split.head * heads, chunk.position[j], run, k + j * step, v + j * step_v);
+    j += run;
+  }
+  if (pad) pad_rows(scratch.coded_k, chunk.count * heads, a.dim, scratch.k.data());
+  if (pad_v) pad_rows(scratch.coded_v, chunk.count * heads, a.dim_v, scratch.v.data());
+}
+
+void attend_coded(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, const Partial& out) {
+  const DecodeArgs& a = *task.args;
+  const int64_t heads = a.heads_together, rows = a.heads_q / a.heads_kv * a.rows / heads;
+  read_codes(task, chunk, scratch);
+  for (int64_t head = 0; head < heads; ++head) {
+    for (int64_t j = 0; j < chunk.count; ++j) {
+      chunk.k[j] = scratch.k.data() + (j * heads + head) * padded(a.dim);
+      chunk.v[j] = scratch.v.data() + (j * heads + head) * padded(a.dim_v);
+    }
+    attend_chunk<float, float>(task, scratch, chunk, head * rows, rows, out);
+  }
+}
+
 template <class T>
 void attend_split_of(const DecodeTask& task, Scratch& scratch, const Partial& out) {
   const DecodeArgs& a = *task.args;
@@ -334,12 +373,16 @@ void attend_split_of(const DecodeTask& task, Scratch& scratch, const Partial& ou
   const int64_t width = padded(a.dim), width_v = padded(a.dim_v);
   // Several blocks of rows read a key again, and a ragged row cannot be read by whole vectors: then convert
   // each chunk once.
-  const bool many = rows > 2 * kRows && sizeof(T) == 2;
+  const bool coded = a.coded != nullptr, many = rows > 2 * kRows && sizeof(T) == 2;
   const bool widen_k = (many && !dots_bfloat16<T>(a)) || width != a.dim, widen_v = many || width_v != a.dim_v;
   scratch.q.reserve(rows * width);
   scratch.scores.reserve(rows * kChunk);
-  if (widen_k) scratch.k.reserve(kChunk * width);
-  if (widen_v) scratch.v.reserve(kChunk * width_v);
+  if (widen_k || coded) scratch.k.reserve(kChunk * a.heads_together * width);
+  if (widen_v || coded) scratch.v.reserve(kChunk * a.heads_together * width_v);
+  if (coded) {
+    scratch.coded_k.reserve(kChunk * a.heads_together * a.dim);
+    scratch.coded_v.reserve(kChunk * a.heads_together * a.dim_v);
+  }
   load_queries<T>(task, dots_bfloat16<T>(a) && !widen_k, scratch.q.data());
   std::fill_n(out.maximum, rows, -kInfinity);
   std::fill_n(out.sum, rows, 0.0f);
@@ -352,16 +395,20 @@ void attend_split_of(const DecodeTask& task, Scratch& scratch, const Partial& ou
     chunk.shared = true;
     t = cpu::gather(task, t, chunk);
     if (chunk.count == 0) break;
+    if (coded) {
+      attend_coded(task, scratch, chunk, out);
+      continue;
+    }
     if (widen_k) widen<T>(chunk.k, chunk.count, a.dim, scratch.k.data());
     if (widen_v) widen<T>(chunk.v, chunk.count, a.dim_v, scratch.v.data());
     if (widen_k && widen_v)
-      attend_chunk<float, float>(task, scratch, chunk, out);
+      attend_chunk<float, float>(task, scratch, chunk, 0, rows, out);
     else if (widen_k)
-      attend_chunk<float, T>(task, scratch, chunk, out);
+      attend_chunk<float, T>(task, scratch, chunk, 0, rows, out);
     else if (widen_v)
-      attend_chunk<T, float>(task, scratch, chunk, out);
+      attend_chunk<T, float>(task, scratch, chunk, 0, rows, out);
     else
-      attend_chunk<T, T>(task, scratch, chunk, out);
+      attend_chunk<T, T>(task, scratch, chunk, 0, rows, out);
   }
 }
 

@@ -10,7 +10,7 @@
 namespace fovea::kernels::cpu {
 
 /// Keys worked on at a time.
-inline constexpr int64_t kChunk = 128;
+inline constexpr int64_t kChunk = 64;
 /// Splits of one sequence.
 inline constexpr int64_t kMaxSplits = 64;
 

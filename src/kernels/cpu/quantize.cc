@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "fovea/core/memory.h"
 #include "fovea/core/thread_pool.h"
 #include "kernels/cpu/dense_rows.h"
 
@@ -13,6 +14,7 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/quantize.cc"
 #include "hwy/foreach_target.h"
 #include "kernels/cpu/e4m3-inl.h"
+#include "kernels/cpu/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace fovea::kernels::HWY_NAMESPACE {
@@ -246,6 +248,22 @@ void dequantize_row(const uint8_t* codes, const float* scale, const float* zero,
   }
 }
 
+void dequantize_rows(const AffineRows& rows, int64_t count, float* x) {
+  const int64_t groups = rows.channels / rows.group;
+  thread_local memory::Buffer<float> wide;
+  wide.reserve(2 * groups);
+  for (int64_t i = 0; i < count; ++i, x += rows.channels) {
+    const void* at = static_cast<const char*>(rows.scales) + i * rows.scale_stride;
+    const auto* scales = static_cast<const float*>(at);
+    if (rows.scale_type == DType::f16) {
+      load_row(static_cast<const Half*>(at), 2 * groups, 1.0f, wide.data(), 2 * groups);
+      scales = wide.data();
+    }
+    dequantize_row(rows.codes + i * rows.code_stride, scales, scales + groups, rows.channels, rows.bits,
+                   rows.group, x);
+  }
+}
+
 }  // namespace
 }  // namespace fovea::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -258,6 +276,7 @@ HWY_EXPORT(quantize_e4m3_block);
 HWY_EXPORT(dequantize_e4m3_run);
 HWY_EXPORT(quantize_row);
 HWY_EXPORT(dequantize_row);
+HWY_EXPORT(dequantize_rows);
 
 /// Rows given to one task.
 constexpr int64_t kRowsPerTask = 16;
@@ -385,6 +404,12 @@ void quantize_affine_row(const float* x, int64_t channels, int bits, int64_t gro
 void dequantize_affine_row(const uint8_t* codes, const float* scale, const float* zero, int64_t channels,
                            int bits, int64_t group, float* x) {
   HWY_DYNAMIC_DISPATCH(dequantize_row)(codes, scale, zero, channels, bits, group, x);
+}
+
+void dequantize_affine_rows(const AffineRows& rows, int64_t count, float* x) {
+  require(rows.scale_type == DType::f32 || rows.scale_type == DType::f16,
+          "dequantize_affine_rows: scales are ", name_of(rows.scale_type), ", expected f32 or f16");
+  HWY_DYNAMIC_DISPATCH(dequantize_rows)(rows, count, x);
 }
 
 }  // namespace fovea::kernels
