@@ -17,6 +17,7 @@ parser.add_argument("--lengths", default="512,2048")
 parser.add_argument("--decode", type=int, default=128)
 parser.add_argument("--rounds", type=int, default=5)
 parser.add_argument("--threads", type=int, default=os.cpu_count())
+parser.add_argument("--output", help="also write the rows as JSON")
 arguments = parser.parse_args()
 
 
@@ -41,6 +42,7 @@ def run_fovea(prompt_file, tokens, decode):
 
 
 text = open(arguments.text, encoding="utf-8").read()
+rows = []
 print(f"{'tokens':>7} {'':8} {'fovea':>10} {'llama.cpp':>10} {'ratio':>7}")
 for length in map(int, arguments.lengths.split(",")):
     model = llama_cpp.Llama(arguments.model, n_ctx=length + arguments.decode + 8, n_threads=arguments.threads,
@@ -55,4 +57,9 @@ for length in map(int, arguments.lengths.split(",")):
         theirs.append(run_llama(model, tokens, arguments.decode))
     for index, what in enumerate(("prefill", "decode")):
         a, b = (statistics.median(run[index] for run in runs) for runs in (ours, theirs))
-        print(f"{length:7} {what:8} {a:10.1f} {b:10.1f} {a / b:7.2f}")
+        rows.append({"tokens": length, "kind": what, "fovea": a, "llama.cpp": b})
+        print(f"{length:7} {what:8} {a:10.1f} {b:10.1f} {a / b:7.2f}", flush=True)
+
+if arguments.output:
+    with open(arguments.output, "w", encoding="utf-8") as file:
+        json.dump(rows, file, indent=1)

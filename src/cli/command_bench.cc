@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <iostream>
 
 #include "cli/arguments.h"
 #include "cli/bench_cost.h"
+#include "cli/bench_kernels.h"
+#include "cli/bench_timing.h"
 #include "cli/catalogue_json.h"
 #include "cli/command.h"
 #include "cli/progress.h"
@@ -13,7 +14,6 @@
 #include "cli/table.h"
 #include "cli/terminal.h"
 #include "fovea/core/catalogue.h"
-#include "fovea/core/memory.h"
 #include "fovea/core/thread_pool.h"
 
 namespace fovea::cli {
@@ -22,7 +22,7 @@ namespace {
 struct BenchArguments {
   std::vector<std::string> operators;
   std::string lengths = "1k,4k", queries, batch = "1", heads = "8", dim = "64", dtype = "f32";
-  bool causal = false, not_causal = false, roofline = false, json = false;
+  bool causal = false, not_causal = false, roofline = false, kernels = false, json = false;
   int repeat = 0;
   SetArgument set;
   ThreadsArgument threads;
@@ -38,55 +38,20 @@ struct Row {
   std::optional<double> ratio_to_exact, error;
 };
 
-// What is timed: an operator on tensors, and what came of it.
+// An operator on tensors, and what came of it.
 struct Subject {
   const Operator* op;
   Tensors inputs;
   options::Pairs pairs;
   Tensors outputs = {};
-  std::vector<double> times = {};
-  int64_t scratch_bytes = 0;  // peak beyond inputs and outputs
 
-  void run() {
-    outputs = {};
-    memory::reset_peak();
-    const auto begin = std::chrono::steady_clock::now();
-    outputs = op->run(inputs, pairs);
-    times.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-    scratch_bytes = memory::peak_bytes() - memory::current_bytes();
-  }
-  double median() const {
-    std::vector<double> sorted = times;
-    std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
+  Timed timed() {
+    return {[this] {
+      outputs = {};
+      outputs = op->run(inputs, pairs);
+    }};
   }
 };
-
-// Five repetitions and a quarter of a second, or two seconds, whichever is reached first; after one run to
-// warm up. The two subjects take turns, so that a busy machine slows both and their ratio holds.
-constexpr size_t kRepetitions = 5;
-constexpr double kEnoughSeconds = 0.25, kMostSeconds = 2.0;
-
-void measure(Subject& subject, Subject* other, int repeat) {
-  for (Subject* each : {&subject, other}) {
-    if (each == nullptr) continue;
-    each->run();
-    each->times.clear();
-  }
-  double total = 0;
-  const auto enough = [&] {
-    const size_t count = subject.times.size();
-    if (repeat > 0) return count >= static_cast<size_t>(repeat);
-    return total >= kMostSeconds || (count >= kRepetitions && total >= kEnoughSeconds);
-  };
-  do {
-    subject.run();
-    total += subject.times.back();
-    if (other == nullptr) continue;
-    other->run();
-    total += other->times.back();
-  } while (!enough());
-}
 
 // ||got - want|| / ||want||
 double relative_error(const Tensor& got_any, const Tensor& want_any) {
@@ -125,13 +90,15 @@ Row bench_row(const BenchProblem& problem, int repeat) {
   const bool itself = exact && exact->op == problem.op &&
                       std::all_of(problem.options.begin(), problem.options.end(),
                                   [](const auto& pair) { return pair.first == "causal"; });
-  measure(subject, exact && !itself ? &*exact : nullptr, repeat);
-  Row row{problem, subject.median(),      cost_of(problem, subject.inputs, subject.outputs),
-          {},      subject.scratch_bytes, {},
-          {}};
+  Timed timed = subject.timed(), timed_exact = exact ? exact->timed() : Timed();
+  measure(timed, exact && !itself ? &timed_exact : nullptr, repeat);
+  Row row{.problem = problem,
+          .seconds = timed.median(),
+          .cost = cost_of(problem, subject.inputs, subject.outputs),
+          .scratch_bytes = timed.scratch_bytes};
   if (!exact) return row;
   const Subject& reference = itself ? subject : *exact;
-  row.ratio_to_exact = reference.median() / row.seconds;
+  row.ratio_to_exact = (itself ? timed : timed_exact).median() / row.seconds;
   const char* compared = subject.outputs.contains("dq") ? "dq" : "o";
   const Tensor got = subject.outputs[compared], want = reference.outputs[compared];
   if (got.defined() && got.shape() == want.shape()) row.error = relative_error(got, want);
@@ -244,22 +211,16 @@ std::vector<BenchProblem> plan_rows(const BenchArguments& arguments) {
   return problems;
 }
 
-kernels::Ceilings quick_ceilings() { return kernels::measure_ceilings(0.15, int64_t{128} << 20); }
-
-// A ceiling is what the machine can do at most: the better of two looks, as another program may have
-// disturbed one.
-kernels::Ceilings best_of(const kernels::Ceilings& a, const kernels::Ceilings& b) {
-  return {.threads = a.threads,
-          .f32_flops = std::max(a.f32_flops, b.f32_flops),
-          .bf16_flops = std::max(a.bf16_flops, b.bf16_flops),
-          .int8_ops = std::max(a.int8_ops, b.int8_ops),
-          .read_bytes = std::max(a.read_bytes, b.read_bytes),
-          .copy_bytes = std::max(a.copy_bytes, b.copy_bytes)};
-}
-
 void run_bench(const BenchArguments& arguments) {
   arguments.device.device();
   arguments.threads.apply();
+  if (arguments.kernels) return bench_kernels(arguments.operators, {arguments.repeat, arguments.json});
+  if (arguments.operators.empty()) {
+    require(arguments.roofline, "bench: name an operator, or ask for --kernels or --roofline");
+    const auto ceilings = ceilings_per_thread_count();
+    std::cout << (arguments.json ? ceilings_json(ceilings).dump(2) + "\n" : ceilings_table(ceilings));
+    return;
+  }
   const auto problems = plan_rows(arguments);
   const bool careful = arguments.roofline;
   auto ceilings = careful ? ceilings_per_thread_count() : std::vector{quick_ceilings()};
@@ -288,7 +249,7 @@ void run_bench(const BenchArguments& arguments) {
 Command add_bench(CLI::App& program) {
   auto arguments = std::make_shared<BenchArguments>();
   CLI::App* parser = program.add_subcommand("bench", "Speed, bytes, fidelity, and ratio to exact attention.");
-  parser->add_option("OPERATOR", arguments->operators, "one or more operators")->required();
+  parser->add_option("OPERATOR", arguments->operators, "operators; with --kernels, groups of kernels");
   const auto add = [&](const char* flag, std::string& value, const char* help, const char* type) {
     parser->add_option(flag, value, help)->type_name(type);
   };
@@ -307,7 +268,9 @@ Command add_bench(CLI::App& program) {
       ->type_name("N")
       ->check(CLI::Range(1, 100000));
   parser->add_flag("--roofline", arguments->roofline,
-                   "measure the machine's ceilings with care first (2 s each)");
+                   "measure the machine's ceilings with care first (2 s each); alone: print them");
+  parser->add_flag("--kernels", arguments->kernels,
+                   "the kernels under the operators at fixed sizes, each beside its ceiling");
   parser->add_flag("--json", arguments->json, "an array of rows on stdout");
   parser->footer(
       "Inputs are seeded normal numbers of the shapes that the operator's symbols ask for. Columns: the "
@@ -321,9 +284,14 @@ Command add_bench(CLI::App& program) {
       "keys visible; error = ||o - exact|| / ||exact||; scratch_bytes = peak of working memory. --set goes "
       "to the operators that have the option.\n"
       "\n"
+      "--kernels: names are groups (`forward`, `decode`, ...; none: all of them). WORK is the share of the\n"
+      "operations or bytes of the case it is compared with, TIME SHARE the share of its time, measured in "
+      "turns.\n"
+      "\n"
       "Examples:\n"
       "  fovea bench flash-attention --length 1k,8k,64k --heads 32/8 --dim 128 --causal\n"
-      "  fovea bench quest --queries 1 --length 128k --heads 32/8 --dim 128 --set token_budget=2048 --json");
+      "  fovea bench quest --queries 1 --length 128k --heads 32/8 --dim 128 --set token_budget=2048 --json\n"
+      "  fovea bench --kernels plan decode");
   return {parser, [arguments] { run_bench(*arguments); }};
 }
 

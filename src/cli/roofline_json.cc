@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cli/roofline_json.h"
 
+#include <algorithm>
+
 #include "cli/progress.h"
 #include "cli/table.h"
 #include "cli/terminal.h"
@@ -21,6 +23,17 @@ std::vector<kernels::Ceilings> ceilings_per_thread_count() {
     progress.update(static_cast<int64_t>(result.size()));
   }
   return result;
+}
+
+kernels::Ceilings quick_ceilings() { return kernels::measure_ceilings(0.15, int64_t{128} << 20); }
+
+kernels::Ceilings best_of(const kernels::Ceilings& a, const kernels::Ceilings& b) {
+  return {.threads = a.threads,
+          .f32_flops = std::max(a.f32_flops, b.f32_flops),
+          .bf16_flops = std::max(a.bf16_flops, b.bf16_flops),
+          .int8_ops = std::max(a.int8_ops, b.int8_ops),
+          .read_bytes = std::max(a.read_bytes, b.read_bytes),
+          .copy_bytes = std::max(a.copy_bytes, b.copy_bytes)};
 }
 
 nlohmann::ordered_json ceilings_json(const std::vector<kernels::Ceilings>& all) {

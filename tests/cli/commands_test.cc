@@ -198,6 +198,25 @@ TEST(Run, AnInterruptLeavesNoTemporaryFile) {
   }
 }
 
+TEST(Bench, KernelsStandBesideTheirCeilings) {
+  const auto rows = run_well({"bench", "--kernels", "windows", "threads", "--repeat", "1", "--json"}).json();
+  ASSERT_GT(rows.size(), 2u);
+  for (const auto& row : rows) {
+    EXPECT_GT(row["seconds"], 0.0) << row;
+    EXPECT_GT(row["fraction"], 0.0) << row;
+    EXPECT_TRUE(row["limit"] == "compute" || row["limit"] == "memory");
+    EXPECT_EQ(row["beside"].is_null(), row["time_share"].is_null());
+  }
+  EXPECT_EQ(rows.back()["kernel"], "threads");
+  EXPECT_EQ(rows.back()["work_share"], 1.0);
+}
+
+TEST(Bench, CeilingsAloneAreARow) {
+  const auto rows = run_well({"bench", "--roofline", "--threads", "1", "--json"}).json();
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_GT(rows[0]["f32_flops"], 0.0);
+}
+
 TEST(Bench, RowsHaveTheFieldsOfTheirContract) {
   const auto rows = run_well({"bench", "flash-attention", "quest", "--length", "256,300", "--queries", "1",
                               "--heads", "4/2", "--dim", "32", "--causal", "--threads", "1", "--set",
@@ -265,6 +284,32 @@ TEST(Generate, ARecipeIsPrintedBackCanonically) {
                               " quest : page_size=4 ", "--json"})
                         .json();
   EXPECT_EQ(json["recipe"], "cache=quest:page_size=4");
+}
+
+// On a model of random weights quality means nothing, but what equals exact attention must measure as equal.
+TEST(Compare, MeasuresEveryRecipeBesideExactAttentionAndWritesAReport) {
+  const TemporaryFolder folder;
+  fs::create_directory(folder / "tiny");
+  model::tiny::write_folder(model::tiny::make({}), folder / "tiny", true);
+  std::string text;
+  for (int i = 0; i < 60; ++i) text += "the mill turns with the tide number " + std::to_string(i) + ". ";
+  write_file(folder / "text.txt", text);
+  const auto json =
+      run_well({"compare", "-m", folder / "tiny", "--text", folder / "text.txt", "--length", "600",
+                "--recipe", "cache=f32", "--recipe", "cache=quest:budget=64,page_size=16,dense_layers=0",
+                "--html", folder / "report.html", "--json"})
+          .json();
+  const auto& rows = json.contains("rows") ? json["rows"] : json;
+  ASSERT_EQ(rows.size(), 3u) << json.dump().substr(0, 400);
+  EXPECT_EQ(rows[0]["recipe"], "exact");
+  EXPECT_EQ(rows[1]["recipe"], "cache=f32");
+  EXPECT_LT(rows[1]["kl"], 1e-4);
+  EXPECT_EQ(rows[1]["agreement"], 1.0);
+  EXPECT_GT(rows[2]["kl"], rows[1]["kl"]);
+  EXPECT_LT(rows[2]["read_bytes"], rows[0]["read_bytes"]);
+  const std::string report = read_file(folder / "report.html");
+  EXPECT_NE(report.find("cache=quest"), std::string::npos);
+  EXPECT_EQ(report.find("http"), std::string::npos);  // nothing is fetched
 }
 
 TEST(Info, ListsTheTargetThatIsForced) {

@@ -242,7 +242,8 @@ const Refusal kFiles[] = {
 };
 
 const Refusal kBench[] = {
-    {"NoOperator", "bench", "OPERATOR"},
+    {"NoOperator", "bench", "name an operator"},
+    {"UnknownKernels", "bench --kernels nothing", "'nothing' is none of forward"},
     {"UnknownOperator", "bench no-such-thing", "no-such-thing"},
     {"LengthZero", "bench flash-attention --length 0", "--length"},
     {"LengthNegative", "bench flash-attention --length -5", "--length"},

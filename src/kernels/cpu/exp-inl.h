@@ -45,12 +45,24 @@ HWY_INLINE V scale_by_power(D d, V p, V n) {
   return hn::IfThenElse(hn::Lt(n, hn::Set(d, 128.0f)), tiny_gone, infinite);
 }
 
+/// x between low and high; NaN stays NaN.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V clamp(D d, V x, float low, float high) {
+#if HWY_ARCH_X86
+  // Max and Min return their second operand when one is NaN.
+  return hn::Min(hn::Set(d, high), hn::Max(hn::Set(d, low), x));
+#else
+  // Elsewhere they return the number.
+  const V above = hn::IfThenElse(hn::Lt(x, hn::Set(d, low)), hn::Set(d, low), x);
+  return hn::IfThenElse(hn::Gt(above, hn::Set(d, high)), hn::Set(d, high), above);
+#endif
+}
+
 /// 2^x. Error below 2 ulp for results above 2^-125, smaller ones may become 0; exactly 0 for -inf, infinity
 /// for x >= 128 (some targets: 127.5), NaN stays NaN.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp2_of(D d, V x) {
-  // Max and Min return their second operand when one is NaN.
-  x = hn::Min(hn::Set(d, 128.0f), hn::Max(hn::Set(d, -160.0f), x));
+  x = clamp(d, x, -160.0f, 128.0f);
   const V n = hn::Round(x);
   return scale_by_power(d, exp2_fraction(d, hn::Sub(x, n)), n);
 }
@@ -58,7 +70,7 @@ HWY_INLINE V exp2_of(D d, V x) {
 /// e^x, with the same limits as exp2_of.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V exp_of(D d, V x) {
-  x = hn::Min(hn::Set(d, 88.7228394f), hn::Max(hn::Set(d, -110.0f), x));
+  x = clamp(d, x, -110.0f, 88.7228394f);
   const V n = hn::Round(hn::Mul(x, hn::Set(d, kLog2E)));
   // ln 2 in two parts, the first with so few bits that n times it is exact.
   V r = hn::NegMulAdd(n, hn::Set(d, 0.693359375f), x);

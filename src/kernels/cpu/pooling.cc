@@ -34,9 +34,11 @@ HWY_INLINE FloatVector load_tail(const T* x, int64_t count) {
   return hn::Load(Floats(), lanes);
 }
 
+/// Nothing behind the `count` lanes is written, not even with what was there: it may be another thread's.
 HWY_INLINE void store_tail(FloatVector v, float* x, int64_t count) {
-  const Floats d;
-  hn::BlendedStore(v, hn::FirstN(d, static_cast<size_t>(count)), d, x);
+  HWY_ALIGN float lanes[kLanes];
+  hn::Store(v, Floats(), lanes);
+  std::copy_n(lanes, count, x);
 }
 
 template <typename T>

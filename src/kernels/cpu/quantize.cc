@@ -36,16 +36,19 @@ HWY_INLINE void for_vectors(int64_t n, Body body) {
 
 HWY_INLINE hn::Vec<DF> load(const float* x, int64_t count) {
   const DF d;
-  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
-  return count == lanes ? hn::LoadU(d, x) : hn::MaskedLoad(hn::FirstN(d, static_cast<size_t>(count)), d, x);
+  if (count == static_cast<int64_t>(hn::Lanes(d))) return hn::LoadU(d, x);
+  HWY_ALIGN float tail[hn::MaxLanes(d)] = {};
+  std::copy_n(x, count, tail);
+  return hn::Load(d, tail);
 }
 
+/// Nothing behind the `count` values is touched, not even with what was there: it may be another thread's.
 HWY_INLINE void store(hn::Vec<DF> v, float* x, int64_t count) {
   const DF d;
-  if (count == static_cast<int64_t>(hn::Lanes(d)))
-    hn::StoreU(v, d, x);
-  else
-    hn::BlendedStore(v, hn::FirstN(d, static_cast<size_t>(count)), d, x);
+  if (count == static_cast<int64_t>(hn::Lanes(d))) return hn::StoreU(v, d, x);
+  HWY_ALIGN float tail[hn::MaxLanes(d)];
+  hn::Store(v, d, tail);
+  std::copy_n(tail, count, x);
 }
 
 /// Low bytes of u32 lanes.
