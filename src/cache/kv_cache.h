@@ -95,8 +95,8 @@ struct PolicyEntry {
   std::vector<options::Info> options;
 };
 
-/// All policies, an explicit list in policies.cc: storages f32, f16, bf16, int8, rotatekv; retentions all,
-/// streaming (sinks and a window); selections all, quest.
+/// All policies, an explicit list in policies.cc: storages f32, f16, bf16, int8, rtn, rotatekv; retentions
+/// all, streaming (sinks and a window); selections all, quest.
 const std::vector<PolicyEntry>& policies();
 const PolicyEntry* find_policy(std::string_view name);
 

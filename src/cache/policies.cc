@@ -6,6 +6,7 @@
 #include "fovea/cache/page_selection.h"
 #include "fovea/cache/retention.h"
 #include "fovea/cache/rotatekv_storage.h"
+#include "fovea/cache/rtn_storage.h"
 #include "fovea/core/catalogue.h"
 
 namespace fovea::cache {
@@ -19,6 +20,9 @@ const std::vector<PolicyEntry>& policies() {
       {"f32", Kind::storage, 0, "as computed", none()},
       {"bf16", Kind::storage, 0, "16-bit floats with the range of f32", none()},
       {"int8", Kind::storage, 0, "8-bit codes with a scale per token and head", none()},
+      {"rtn", Kind::storage, 0,
+       "codes of 2, 4 or 8 bits, rounded to nearest, with a scale per group of channels",
+       options::describe<RtnStorageOptions>()},
       {"rotatekv", Kind::storage, 33, "rotated, reordered codes of 2 to 8 bits; attention sinks in 16 bits",
        options::describe<RotateKvStorageOptions>()},
       {"all", Kind::retention, 0, "every token is kept", none()},

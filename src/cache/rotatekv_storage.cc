@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "fovea/core/memory.h"
 #include "fovea/kernels/hadamard.h"
 #include "fovea/kernels/permute.h"
 #include "fovea/kernels/quantize.h"
@@ -39,71 +40,38 @@ RotateKvOptions key_options(const RotateKvStorageOptions& options, int64_t heads
   return row_options(options, heads, shape.dim, options.head_group > 0 ? options.head_group : kHeadGroup);
 }
 
-// f16 holds integers up to 2048 exactly. A zero beyond that says that the group's spread is below f16
-// resolution of its values: it is stored as a constant (codes 0, zero -1).
-constexpr float kLargestZero = 2048;
-
 // Tokens that go through all steps of reading together, within the first-level cache.
 constexpr int64_t kTokensPerRun = 8;
 
 constexpr int32_t kRopeBlock = 64;
 
+CodeRows rows_of(const RotateKvOptions& options, int64_t channels) {
+  return {1,
+          channels,
+          {.bits = options.bits,
+           .group = options.group_size,
+           .clip = static_cast<float>(options.clip_ratio),
+           .scale_type = DType::f16}};
+}
+
+// Rotates, reorders and quantises x [1,H,T,D].
+void write_rotated(CodeRows& to, const Tensor& x, const Tensor& perm, int64_t head_group, int64_t slot) {
+  const Tensor z = rotate_rows(x, perm, head_group);
+  to.resize(std::max(to.rows(), slot + z.dim(1)));
+  if (z.dim(1) > 0) to.write(0, slot, z.dim(1), z.data<float>(), z.dim(2));
+}
+
 }  // namespace
-
-RotateKvStorage::Side::Side(const RotateKvOptions& row_options, int64_t channels)
-    : options(row_options),
-      codes(1, (channels * row_options.bits + 7) / 8),
-      scales(1, channels / row_options.group_size * 2 * size_of(DType::f16)) {}
-
-void RotateKvStorage::Side::write(const Tensor& x, const Tensor& perm, int64_t slot) {
-  const int64_t count = x.dim(2), channels = x.dim(1) * x.dim(3), groups = channels / options.group_size;
-  const Tensor z = rotate_rows(x, perm, options.head_group);
-  codes.resize(std::max(codes.rows(), slot + count));
-  scales.resize(codes.rows());
-  std::vector<float> scale(static_cast<size_t>(groups)), zero(scale.size()), flat;
-  const auto quantize = [&](const float* row, uint8_t* out) {
-    kernels::quantize_affine_row(row, channels, options.bits, options.group_size,
-                                 static_cast<float>(options.clip_ratio), out, scale.data(), zero.data());
-  };
-  for (int64_t i = 0; i < count; ++i) {
-    const float* row = &z.at<float>(0, i, 0);
-    quantize(row, codes.row<uint8_t>(0, slot + i));
-    if (std::any_of(zero.begin(), zero.end(), [](float x0) { return std::fabs(x0) > kLargestZero; })) {
-      flat.assign(row, row + channels);
-      for (int64_t g = 0; g < groups; ++g)
-        if (std::fabs(zero[static_cast<size_t>(g)]) > kLargestZero)
-          std::fill_n(flat.begin() + g * options.group_size, options.group_size,
-                      flat[static_cast<size_t>(g * options.group_size)]);
-      quantize(flat.data(), codes.row<uint8_t>(0, slot + i));
-    }
-    Half* out = scales.row<Half>(0, slot + i);
-    for (int64_t g = 0; g < groups; ++g) {
-      out[g] = to_half(scale[static_cast<size_t>(g)]);
-      out[groups + g] = to_half(zero[static_cast<size_t>(g)]);
-    }
-  }
-}
-
-void RotateKvStorage::Side::read(int64_t slot, int64_t count, const Tensor& z) const {
-  const int64_t channels = z.dim(1), groups = channels / options.group_size;
-  std::vector<float> scale(static_cast<size_t>(2 * groups));
-  for (int64_t i = 0; i < count; ++i) {
-    const Half* from = scales.row<Half>(0, slot + i);
-    std::transform(from, from + 2 * groups, scale.begin(), [](Half x) { return to_float(x); });
-    kernels::dequantize_affine_row(codes.row<uint8_t>(0, slot + i), scale.data(), scale.data() + groups,
-                                   channels, options.bits, options.group_size,
-                                   z.data<float>() + i * channels);
-  }
-}
 
 RotateKvStorage::RotateKvStorage(const RotateKvStorageOptions& options, int64_t heads,
                                  const CacheShape& shape)
-    : TiledStorage(heads, shape.dim, shape.dim_v),
+    : CodedStorage(heads, shape.dim, shape.dim_v),
       pivots_wanted_(options.n_pivot),
       frequencies_(shape.rope_frequencies),
       magnitude_(shape.rope_magnitude),
-      k_(key_options(options, heads, shape), heads * shape.dim),
-      v_(row_options(options, heads, shape.dim_v, 1), heads * shape.dim_v),
+      head_group_(key_options(options, heads, shape).head_group),
+      k_(rows_of(key_options(options, heads, shape), heads * shape.dim)),
+      v_(rows_of(row_options(options, heads, shape.dim_v, 1), heads * shape.dim_v)),
       positions_(1, size_of(DType::i32)),
       sink_rows_(1, heads * (shape.dim + shape.dim_v) * size_of(DType::f16)) {
   if (!frequencies_.defined()) return;
@@ -118,8 +86,7 @@ void RotateKvStorage::set_order(const Tensor& perm) {
 }
 
 int64_t RotateKvStorage::token_bytes() const {
-  return k_.codes.row_bytes() + k_.scales.row_bytes() + v_.codes.row_bytes() + v_.scales.row_bytes() +
-         positions_.row_bytes();
+  return k_.row_bytes() + v_.row_bytes() + positions_.row_bytes();
 }
 
 void RotateKvStorage::observe(const NewRows& rows) {
@@ -137,7 +104,7 @@ void RotateKvStorage::observe(const NewRows& rows) {
       sample.select(2, static_cast<int64_t>(i))
           .copy_from(rows.k_unrotated.unsqueeze(0).select(2, ordinary[i]));
   }
-  set_order(rotatekv_calibrate(sample, k_.options.head_group));
+  set_order(rotatekv_calibrate(sample, head_group_));
 }
 
 // The sinks of a prompt are the tokens of its pivots_wanted_ largest hidden entries. Chunks come one by one:
@@ -163,8 +130,8 @@ bool RotateKvStorage::is_sink(int64_t position) const {
 
 void RotateKvStorage::write(const NewRows& rows, int64_t token, int64_t count, int64_t slot) {
   const auto part = [&](const Tensor& x) { return x.slice(1, token, token + count).unsqueeze(0); };
-  k_.write(part(rows.k_unrotated), perm_, slot);
-  v_.write(part(rows.v), {}, slot);
+  write_rotated(k_, part(rows.k_unrotated), perm_, head_group_, slot);
+  write_rotated(v_, part(rows.v), {}, 1, slot);
   positions_.resize(std::max(positions_.rows(), slot + count));
   for (int64_t i = 0; i < count; ++i)
     *positions_.row<int32_t>(0, slot + i) = static_cast<int32_t>(rows.position + token + i);
@@ -200,30 +167,33 @@ void RotateKvStorage::drop_sinks(int64_t first_slot, int64_t last_slot) {
 
 void RotateKvStorage::truncate(int64_t slots, int64_t length) {
   drop_sinks(slots, this->slots());
-  for (auto* rows : {&k_.codes, &k_.scales, &v_.codes, &v_.scales, &positions_}) rows->resize(slots);
+  k_.resize(slots);
+  v_.resize(slots);
+  positions_.resize(slots);
   std::erase_if(pivots_, [&](const Pivot& pivot) { return pivot.position >= length; });
   if (slots == 0) set_order({});
 }
 
-void RotateKvStorage::decode_tile(int64_t, int64_t slot, int64_t count, const Tensor& k,
-                                  const Tensor& v) const {
-  const Tensor z = Tensor::empty({std::min(count, kTokensPerRun), heads_ * dim_});
+void RotateKvStorage::decode_rows(int64_t, int64_t slot, int64_t count, float* k, float* v) const {
+  const int64_t width = heads_ * dim_, width_v = heads_ * dim_v_;
+  thread_local memory::Buffer<float> scratch;
+  scratch.reserve(kTokensPerRun * width);
   for (int64_t first = 0; first < count; first += kTokensPerRun) {
     const int64_t run = std::min(kTokensPerRun, count - first);
-    const Tensor keys = k.slice(0, first, first + run), y = keys.reshape({run, heads_ * dim_});
+    const Tensor y = Tensor::wrap(k + first * width, {run, width}, DType::f32);
     if (inverse_.defined()) {
-      k_.read(slot + first, run, z);
-      kernels::gather_channels(z.slice(0, 0, run), inverse_, y);
+      k_.read(0, slot + first, run, scratch.data());
+      kernels::gather_channels(Tensor::wrap(scratch.data(), {run, width}, DType::f32), inverse_, y);
     } else {
-      k_.read(slot + first, run, y);
+      k_.read(0, slot + first, run, y.data<float>());
     }
-    kernels::hadamard_rows(y, k_.options.head_group * dim_);
+    kernels::hadamard_rows(y, head_group_ * dim_);
     put_sinks(slot + first, y, 0);
-    if (frequencies_.defined()) apply_rope(slot + first, keys);
-    if (!v.defined()) continue;
-    const Tensor values = v.slice(0, first, first + run).reshape({run, heads_ * dim_v_});
-    v_.read(slot + first, run, values);
-    put_sinks(slot + first, values, heads_ * dim_);
+    if (frequencies_.defined()) apply_rope(slot + first, y.reshape({run, heads_, dim_}));
+    if (v == nullptr) continue;
+    const Tensor values = Tensor::wrap(v + first * width_v, {run, width_v}, DType::f32);
+    v_.read(0, slot + first, run, values.data<float>());
+    put_sinks(slot + first, values, width);
   }
 }
 
@@ -267,7 +237,9 @@ void RotateKvStorage::apply_rope(int64_t slot, const Tensor& keys) const {
 void RotateKvStorage::restore_values(const Tensor& rows) const { kernels::hadamard_rows(rows, dim_v_); }
 
 void RotateKvStorage::save(ByteWriter& out) const {
-  for (const auto* rows : {&k_.codes, &k_.scales, &v_.codes, &v_.scales, &positions_}) rows->save(out);
+  k_.save(out);
+  v_.save(out);
+  positions_.save(out);
   out.value(static_cast<int64_t>(perm_.defined()));
   if (perm_.defined()) out.bytes(perm_.raw(), perm_.bytes());
   out.value(static_cast<int64_t>(pivots_.size()));
@@ -281,7 +253,9 @@ void RotateKvStorage::save(ByteWriter& out) const {
 }
 
 void RotateKvStorage::load(ByteReader& in, int64_t slots) {
-  for (auto* rows : {&k_.codes, &k_.scales, &v_.codes, &v_.scales, &positions_}) rows->load(in, slots);
+  k_.load(in, slots);
+  v_.load(in, slots);
+  positions_.load(in, slots);
   for (int64_t i = 0; i < slots; ++i)
     require(*positions_.row<int32_t>(0, i) >= 0, "rotatekv: the saved cache has a negative position");
   set_order({});

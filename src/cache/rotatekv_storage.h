@@ -3,9 +3,9 @@
 
 #include <vector>
 
-#include "fovea/cache/growing_rows.h"
+#include "fovea/cache/code_rows.h"
+#include "fovea/cache/coded_storage.h"
 #include "fovea/cache/rotatekv.h"
-#include "fovea/cache/tiled_storage.h"
 
 namespace fovea::cache {
 
@@ -36,7 +36,7 @@ struct RotateKvStorageOptions {
 /// RotateKV in a cache: keys before rope in codes of a few bits, rotated and reordered; values rotated per
 /// head; sinks also in f16. Scales and zeros are f16. The order of channels is calibrated on the first prompt
 /// chunk.
-class RotateKvStorage : public TiledStorage {
+class RotateKvStorage : public CodedStorage {
  public:
   /// Throws Error where the options do not fit the layer's heads.
   RotateKvStorage(const RotateKvStorageOptions& options, int64_t heads, const CacheShape& shape);
@@ -52,25 +52,15 @@ class RotateKvStorage : public TiledStorage {
   void load(ByteReader& in, int64_t slots) override;
 
  private:
-  // One side (keys or values) of all tokens; scales: scale and zero of every group, f16.
-  struct Side {
-    RotateKvOptions options;
-    GrowingRows codes, scales;
-    Side(const RotateKvOptions& row_options, int64_t channels);
-    void write(const Tensor& x, const Tensor& perm, int64_t slot);
-    /// Rows z [count,N], contiguous, still rotated and reordered.
-    void read(int64_t slot, int64_t count, const Tensor& z) const;
-  };
   // An entry of the hidden states whose token is a sink.
   struct Pivot {
     float magnitude;
     int64_t position;
   };
 
-  int64_t heads_per_tile() const override { return heads_; }
+  int64_t heads_together() const override { return heads_; }
   int64_t token_bytes() const override;
-  void decode_tile(int64_t head, int64_t slot, int64_t count, const Tensor& k,
-                   const Tensor& v) const override;
+  void decode_rows(int64_t head, int64_t slot, int64_t count, float* k, float* v) const override;
   void restore_values(const Tensor& rows) const override;
 
   void set_order(const Tensor& perm);
@@ -85,7 +75,8 @@ class RotateKvStorage : public TiledStorage {
   int64_t pivots_wanted_;
   Tensor frequencies_;
   float magnitude_;
-  Side k_, v_;
+  int64_t head_group_;          // heads whose keys are rotated together
+  CodeRows k_, v_;              // one lane: all heads, rotated; keys reordered
   GrowingRows positions_;       // i32: rope is applied on reading
   Tensor perm_, inverse_;       // i32 [H*D]; undefined until calibrated: identity
   kernels::RopeTable offsets_;  // of positions 0 .. kRopeBlock-1, see apply_rope

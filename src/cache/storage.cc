@@ -3,10 +3,10 @@
 
 #include <algorithm>
 
-#include "fovea/cache/int8_storage.h"
 #include "fovea/cache/plain_storage.h"
 #include "fovea/cache/policies.h"
 #include "fovea/cache/rotatekv_storage.h"
+#include "fovea/cache/rtn_storage.h"
 
 namespace fovea::cache {
 
@@ -31,8 +31,11 @@ std::unique_ptr<Storage> make_storage(const PolicySpec& spec, int64_t heads, con
   if (name == "rotatekv")
     return std::make_unique<RotateKvStorage>(options::from_pairs<RotateKvStorageOptions>(spec.options, name),
                                              heads, shape);
+  if (name == "rtn")
+    return std::make_unique<RtnStorage>(options::from_pairs<RtnStorageOptions>(spec.options, name), heads,
+                                        shape.dim, shape.dim_v);
   options::from_pairs<options::None>(spec.options, name);
-  if (name == "int8") return std::make_unique<Int8Storage>(heads, shape.dim, shape.dim_v);
+  if (name == "int8") return RtnStorage::int8(heads, shape.dim, shape.dim_v);
   return std::make_unique<PlainStorage>(*parse_dtype(name), heads, shape.dim, shape.dim_v);
 }
 

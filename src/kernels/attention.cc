@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "fovea/kernels/decode_args.h"
 #include "kernels/attention_args.h"
 #include "kernels/cpu/forward.h"
 
@@ -100,6 +101,40 @@ AttentionArgs attention_args(std::string_view caller, const Tensor& q, const Ten
 
 namespace {
 
+// Query rows of a kv head up to which reading the keys, not arithmetic, is the work, and keys from which
+// splitting them pays.
+constexpr int64_t kFewRows = 16;
+constexpr int64_t kManyKeys = 256;
+
+// Can `decode` do it, and does it do it faster? It splits one sequence over all threads and reads keys in
+// place, but knows no low-rank bias and no 8-bit scores. The choice depends on shapes alone.
+bool few_rows_over_many_keys(const AttentionArgs& a) {
+  return a.heads_kv > 0 && a.group() * a.queries <= kFewRows && a.keys >= kManyKeys && !a.bias_q &&
+         !a.bias_k && a.scores != ScoreArithmetic::int8 && a.query_tile == 0 && a.key_tile == 0;
+}
+
+void forward_few_rows(const AttentionArgs& a, const AttentionResult& result) {
+  std::vector<int32_t> lengths(static_cast<size_t>(a.batch));
+  for (int64_t b = 0; b < a.batch; ++b) lengths[static_cast<size_t>(b)] = static_cast<int32_t>(a.length(b));
+  DecodeArgs d;
+  d.type = a.q.dtype;
+  d.q = a.q.data, d.k = a.k.data, d.v = a.v.data;
+  d.o = result.o.raw(), d.lse = result.lse.data<float>();
+  d.batch = a.batch, d.heads_q = a.heads_q, d.heads_kv = a.heads_kv, d.rows = a.queries;
+  d.dim = a.dim, d.dim_v = a.dim_v;
+  d.q_stride = {a.q.batch, a.q.head, a.q.row};
+  d.k_stride = {0, a.k.batch, a.k.head, a.k.row};
+  d.v_stride = {0, a.v.batch, a.v.head, a.v.row};
+  d.page_size = a.keys;
+  d.lengths = lengths.data();
+  d.scale = a.scale, d.softcap = a.softcap;
+  d.window_left = a.visible.window_left, d.window_right = a.visible.window_right, d.prefix = a.visible.prefix;
+  d.sink = a.sink, d.slopes = a.slopes;
+  d.bias = static_cast<const float*>(a.bias.data), d.bias_stride = {a.bias.batch, a.bias.head, a.bias.row};
+  d.mask = static_cast<const uint8_t*>(a.mask.data), d.mask_stride = {a.mask.batch, a.mask.head, a.mask.row};
+  cpu::decode(d);
+}
+
 /// Results of a forward call whose tensors are all [B,H,T,D], with the problem that fills them.
 AttentionResult forward(std::string_view caller, const Tensor& q, const Tensor& k, const Tensor& v,
                         const KeyPlan* plan, const AttentionParams& params) {
@@ -108,6 +143,10 @@ AttentionResult forward(std::string_view caller, const Tensor& q, const Tensor& 
   if (plan) check(*plan, a.batch, a.heads_q, a.heads_kv, a.queries, a.keys);
   AttentionResult result{Tensor::empty({a.batch, a.heads_q, a.queries, a.dim_v}, v.dtype()),
                          Tensor::empty({a.batch, a.heads_q, a.queries})};
+  if (!plan && few_rows_over_many_keys(a)) {
+    forward_few_rows(a, result);
+    return result;
+  }
   problem.o = view_of(caller, "o", result.o);
   problem.lse = result.lse.data<float>();
   problem.lse_batch = a.heads_q * a.queries, problem.lse_head = a.queries;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <functional>
 #include <span>
 
 #include "fovea/core/tensor.h"
@@ -122,6 +123,20 @@ struct PagedKv {
 /// (may be undefined: all) lists the pages each row reads, in any order, -1 where unused. k_len, bias_q and
 /// bias_k are refused: lengths stand in `kv`, and the Tk of bias and mask must cover the longest of them.
 AttentionResult decode(const Tensor& q, const PagedKv& kv, const Tensor& pages = {},
+                       const AttentionParams& params = {});
+
+/// Keys and values of one sequence that are held in another form, such as codes of a few bits, and become f32
+/// a few at a time, within the cache of the core that then attends to them.
+struct CodedKv {
+  int64_t heads = 0, dim = 0, dim_v = 0, length = 0;
+  int64_t heads_together = 1;  ///< kv heads that are read in one call; divides heads
+  /// Writes tokens token .. token+count-1 of heads head .. head+heads_together-1: k
+  /// [count,heads_together,dim] and v [count,heads_together,dim_v], contiguous. Called by several threads at
+  /// a time.
+  std::function<void(int64_t head, int64_t token, int64_t count, float* k, float* v)> read;
+};
+/// The same over such a sequence: q [1,Hq,Tq,D] f32. `pages` are of `page_size` tokens each.
+AttentionResult decode(const Tensor& q, const CodedKv& kv, const Tensor& pages = {}, int64_t page_size = 0,
                        const AttentionParams& params = {});
 
 /// Merges results over disjoint sets of keys: L = log sum exp lse_n, o = sum exp(lse_n - L) o_n. Parts with

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "fovea/kernels/attention.h"
 #include "fovea/kernels/decode_args.h"
@@ -32,6 +33,52 @@ DecodeArgs::Rows check_scores(const char* name, const Tensor& t, DType type, con
   return {t.dim(0) == 1 ? 0 : t.stride(0), t.dim(1) == 1 ? 0 : t.stride(1), t.stride(2)};
 }
 
+// The parts of a call that do not depend on how keys are held, and the tensors its arguments point into.
+struct DecodeOptions {
+  Tensor chosen, sink, slopes;
+
+  void set_pages(DecodeArgs& args, const Tensor& pages, int64_t limit) {
+    if (!pages) return;
+    require(pages.rank() == 4 && pages.dtype() == DType::i32 && pages.dim(0) == args.batch &&
+                pages.dim(1) == args.heads_q && pages.dim(2) == args.rows,
+            "decode: pages is ", pages, ", expected i32[", args.batch, ",", args.heads_q, ",", args.rows,
+            ",R]");
+    chosen = pages.contiguous();
+    args.pages = chosen.data<int32_t>(), args.selected = chosen.dim(3);
+    const auto [low, high] = std::minmax_element(args.pages, args.pages + chosen.size());
+    require(chosen.size() == 0 || (*low >= -1 && *high < limit), "decode: pages reach from ",
+            chosen.size() ? *low : 0, " to ", chosen.size() ? *high : 0, ", outside -1..", limit - 1);
+  }
+
+  void set(DecodeArgs& args, const Tensor& q, const AttentionParams& params, int64_t longest) {
+    require(params.scores == ScoreArithmetic::automatic,
+            "decode: the arithmetic of scores cannot be chosen");
+    require(!params.k_len && !params.bias_q && !params.bias_k,
+            "decode: k_len, bias_q and bias_k are not accepted; lengths stand in the cache");
+    args.scale = params.scale != 0 ? params.scale : 1.0f / std::sqrt(static_cast<float>(q.dim(3)));
+    args.softcap = params.softcap;
+    args.window_left = params.visible.window_left, args.prefix = params.visible.prefix;
+    if (params.sink) {
+      check_shape("sink", params.sink, {args.heads_q}, DType::f32);
+      sink = params.sink.contiguous();
+      args.sink = sink.data<float>();
+    }
+    if (params.slopes) {
+      check_shape("slopes", params.slopes, {args.heads_q}, DType::f32);
+      slopes = params.slopes.contiguous();
+      args.slopes = slopes.data<float>();
+    }
+    if (params.bias) {
+      args.bias_stride = check_scores("bias", params.bias, DType::f32, q, longest);
+      args.bias = params.bias.data<float>();
+    }
+    if (params.mask) {
+      args.mask_stride = check_scores("mask", params.mask, DType::u8, q, longest);
+      args.mask = params.mask.data<uint8_t>();
+    }
+  }
+};
+
 }  // namespace
 
 PagedKv PagedKv::of(const Tensor& k, const Tensor& v, int64_t page_size) {
@@ -55,9 +102,6 @@ AttentionResult decode(const Tensor& q, const PagedKv& kv, const Tensor& pages,
           "decode: q ", q, ", k ", k, " and v ", v, " do not fit together");
   require(k.dim(1) > 0 ? heads % k.dim(1) == 0 : heads == 0, "decode: q has ", heads, " heads, k has ",
           k.dim(1), ": not a multiple");
-  require(params.scores == ScoreArithmetic::automatic, "decode: the arithmetic of scores cannot be chosen");
-  require(!params.k_len && !params.bias_q && !params.bias_k,
-          "decode: k_len, bias_q and bias_k are not accepted; lengths stand in the cache");
   require(kv.lengths.defined(), "decode: lengths are missing");
   check_shape("lengths", kv.lengths, {batch}, DType::i32);
   const Tensor lengths = kv.lengths.contiguous();
@@ -102,43 +146,43 @@ AttentionResult decode(const Tensor& q, const PagedKv& kv, const Tensor& pages,
   if (!whole) args.table = table.data<int32_t>(), args.table_pages = table.dim(1);
   args.lengths = lengths.data<int32_t>();
 
-  Tensor chosen;
-  if (pages) {
-    require(pages.rank() == 4 && pages.dtype() == DType::i32 && pages.dim(0) == batch &&
-                pages.dim(1) == heads && pages.dim(2) == rows,
-            "decode: pages is ", pages, ", expected i32[", batch, ",", heads, ",", rows, ",R]");
-    chosen = pages.contiguous();
-    args.pages = chosen.data<int32_t>(), args.selected = chosen.dim(3);
-    const int64_t limit = whole ? (k.dim(2) + page_size - 1) / page_size : table.dim(1);
-    const auto [low, high] = std::minmax_element(args.pages, args.pages + chosen.size());
-    require(chosen.size() == 0 || (*low >= -1 && *high < limit), "decode: pages reach from ",
-            chosen.size() ? *low : 0, " to ", chosen.size() ? *high : 0, ", outside -1..", limit - 1);
-  }
-
-  args.scale = params.scale != 0 ? params.scale : 1.0f / std::sqrt(static_cast<float>(q.dim(3)));
-  args.softcap = params.softcap;
-  args.window_left = params.visible.window_left, args.prefix = params.visible.prefix;
-  Tensor sink, slopes;
-  if (params.sink) {
-    check_shape("sink", params.sink, {heads}, DType::f32);
-    sink = params.sink.contiguous();
-    args.sink = sink.data<float>();
-  }
-  if (params.slopes) {
-    check_shape("slopes", params.slopes, {heads}, DType::f32);
-    slopes = params.slopes.contiguous();
-    args.slopes = slopes.data<float>();
-  }
-  if (params.bias) {
-    args.bias_stride = check_scores("bias", params.bias, DType::f32, q, longest);
-    args.bias = params.bias.data<float>();
-  }
-  if (params.mask) {
-    args.mask_stride = check_scores("mask", params.mask, DType::u8, q, longest);
-    args.mask = params.mask.data<uint8_t>();
-  }
+  DecodeOptions options;
+  const int64_t held = whole ? k.dim(2) : table.dim(1) * page_size;
+  options.set_pages(args, pages, (held + page_size - 1) / page_size);
+  options.set(args, q, params, longest);
   require(q.device() == Device::cpu() && k.device() == Device::cpu() && v.device() == Device::cpu(),
           "decode: q, k and v must be on the CPU");
+  cpu::decode(args);
+  return result;
+}
+
+AttentionResult decode(const Tensor& q, const CodedKv& kv, const Tensor& pages, int64_t page_size,
+                       const AttentionParams& params) {
+  require(q.defined() && q.device() == Device::cpu(), "decode: q must be on the CPU");
+  check_floats("q", q, DType::f32);
+  require(q.dim(0) == 1 && q.dim(3) == kv.dim, "decode: q is ", q, ", expected f32[1,Hq,Tq,", kv.dim, "]");
+  require(kv.heads_together >= 1 && kv.heads >= 1 && kv.heads % kv.heads_together == 0, "decode: ", kv.heads,
+          " coded heads cannot be read ", kv.heads_together, " at a time");
+  require(q.dim(1) % kv.heads == 0, "decode: q has ", q.dim(1), " heads, the codes have ", kv.heads,
+          ": not a multiple");
+  require(kv.length >= 0 && kv.length < std::numeric_limits<int32_t>::max() && kv.dim_v >= 0,
+          "decode: a coded sequence has ", kv.length, " tokens of ", kv.dim_v, " channels");
+  require(static_cast<bool>(kv.read), "decode: a coded sequence cannot be read");
+  require(!pages || page_size >= 1, "decode: page_size = ", page_size, " is not positive");
+  AttentionResult result{Tensor::empty({1, q.dim(1), q.dim(2), kv.dim_v}),
+                         Tensor::empty({1, q.dim(1), q.dim(2)})};
+  const auto length = static_cast<int32_t>(kv.length);
+  DecodeArgs args;
+  args.q = q.raw(), args.o = result.o.raw(), args.lse = result.lse.data<float>();
+  args.batch = 1, args.heads_q = q.dim(1), args.rows = q.dim(2);
+  args.coded = &kv, args.heads_together = kv.heads_together, args.heads_kv = kv.heads / kv.heads_together;
+  args.dim = kv.dim, args.dim_v = kv.dim_v;
+  args.q_stride = {q.stride(0), q.stride(1), q.stride(2)};
+  args.page_size = pages ? page_size : std::max<int64_t>(kv.length, 1);
+  args.lengths = &length;
+  DecodeOptions options;
+  options.set_pages(args, pages, (kv.length + args.page_size - 1) / args.page_size);
+  options.set(args, q, params, kv.length);
   cpu::decode(args);
   return result;
 }

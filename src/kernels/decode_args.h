@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "fovea/core/dtype.h"
+#include "fovea/kernels/attention.h"
 
 namespace fovea::kernels {
 
@@ -26,6 +27,10 @@ struct DecodeArgs {
   Keys k_stride, v_stride;
 
   int64_t page_size = 0;
+  /// Keys and values that are read as f32 instead of k and v; heads_kv then counts groups of heads that are
+  /// read together.
+  const CodedKv* coded = nullptr;
+  int64_t heads_together = 1;
   const int32_t* table = nullptr;  ///< [B,table_pages]; nullptr: whole sequences
   int64_t table_pages = 0;
   const int32_t* lengths = nullptr;  ///< [B]
@@ -33,12 +38,12 @@ struct DecodeArgs {
   int64_t selected = 0;
 
   float scale = 0, softcap = 0;
-  int64_t window_left = -1, prefix = 0;
-  const float* sink = nullptr;    ///< [Hq]
-  const float* slopes = nullptr;  ///< [Hq]
-  const float* bias = nullptr;    ///< last axis: key positions
-  const uint8_t* mask = nullptr;  ///< likewise
-  Rows bias_stride, mask_stride;  ///< 0 along broadcast axes
+  int64_t window_left = -1, window_right = 0, prefix = 0;  ///< as in Visibility
+  const float* sink = nullptr;                             ///< [Hq]
+  const float* slopes = nullptr;                           ///< [Hq]
+  const float* bias = nullptr;                             ///< last axis: key positions
+  const uint8_t* mask = nullptr;                           ///< likewise
+  Rows bias_stride, mask_stride;                           ///< 0 along broadcast axes
 };
 
 namespace cpu {

@@ -38,4 +38,17 @@ void quantize_affine_row(const float* x, int64_t channels, int bits, int64_t gro
 void dequantize_affine_row(const uint8_t* codes, const float* scale, const float* zero, int64_t channels,
                            int bits, int64_t group, float* x);
 
+/// Rows of codes as a cache holds them: row i has its codes at codes + i * code_stride and, at scales + i *
+/// scale_stride, the scales of its groups and then their zeros, f32 or f16 (strides in bytes).
+struct AffineRows {
+  const uint8_t* codes = nullptr;
+  const void* scales = nullptr;
+  int64_t code_stride = 0, scale_stride = 0;
+  DType scale_type = DType::f32;
+  int64_t channels = 0, group = 1;
+  int bits = 8;
+};
+/// x [count,channels], contiguous.
+void dequantize_affine_rows(const AffineRows& rows, int64_t count, float* x);
+
 }  // namespace fovea::kernels

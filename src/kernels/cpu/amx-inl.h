@@ -28,6 +28,8 @@ class TileRegisters {
     alignas(64) Shape shape = {};
     shape.palette = 1;
     for (int i = 0; i < 8; ++i) shape.row_bytes[i] = 64, shape.rows[i] = kTileRows;
+    // The intrinsic tells the compiler of the first eight bytes only.
+    asm volatile("" ::"r"(&shape) : "memory");
     _tile_loadconfig(&shape);
   }
   FOVEA_AMX ~TileRegisters() { _tile_release(); }

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "fovea/core/memory.h"
 #include "fovea/core/thread_pool.h"
@@ -16,7 +17,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/decode.cc"
 #include "hwy/foreach_target.h"
-#include "kernels/cpu/tile-inl.h"
+#include "kernels/cpu/decode_rows-inl.h"
 
 #ifndef FOVEA_KERNELS_CPU_DECODE_ONCE
 #define FOVEA_KERNELS_CPU_DECODE_ONCE
@@ -29,31 +30,13 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 constexpr int64_t padded(int64_t width) { return (width + kPad - 1) / kPad * kPad; }
 
-// Rows of the next chunk, fetched into the second-level cache while this one is worked on: pages defeat the
-// processor's own prefetching.
-struct Ahead {
-  const void* const* rows = nullptr;
-  int64_t count = 0;
-  int64_t first = 0, last = 0;  // bytes of each row
-
-  void fetch(int64_t begin, int64_t end) const {
-    for (int64_t j = begin; j < std::min(end, count); ++j)
-      for (int64_t at = first; at < last; at += 64)
-        __builtin_prefetch(static_cast<const char*>(rows[j]) + at, 0, 2);
-  }
-  // Of each row, the lines that begin at the elements [from, to).
-  Ahead part(int64_t from, int64_t to, int64_t element_bytes) const {
-    const auto line = [&](int64_t element) { return (element * element_bytes + 63) / 64 * 64; };
-    return {rows, count, line(from), std::min(line(to), last)};
-  }
-};
-
 // Scratch of one worker.
 struct Scratch {
-  cpu::DecodeChunk chunks[2];    // the one being worked on, and the next
+  cpu::DecodeChunk chunk;
   memory::Buffer<float> q;       // [rows, padded(dim)], scaled
   memory::Buffer<float> scores;  // [rows, kChunk]
-  memory::Buffer<float> k, v;    // [kChunk, padded width]: keys and values as f32 where that pays
+  memory::Buffer<float> k, v;    // [kChunk, heads read together, padded width]: f32 rows where that pays
+  memory::Buffer<float> coded_k, coded_v;  // the same without padding, as codes are read
 };
 
 // Partial results of one split: m, l [rows], a [rows, padded(dim_v)].
@@ -73,79 +56,7 @@ namespace {
 using cpu::all_visible;
 using cpu::DecodeChunk;
 using cpu::DecodeTask;
-using cpu::kChunk;
 using cpu::kMaxSplits;
-
-// Rows of queries that share each loaded key or value vector: as many as the registers hold.
-#if HWY_TARGET <= HWY_AVX3
-constexpr int kRows = 4;
-#else
-constexpr int kRows = 2;
-#endif
-constexpr int kColumns = 4;  // vectors of a value row whose sums are held in registers
-
-// scores[r][j] = q[r] . k[j] for R rows; `count` is rounded up to 4 keys, whose pointers must be valid.
-template <int R, class T>
-void score_rows(const void* const* k, int64_t count, const Ahead& ahead, const float* q, int64_t width,
-                float* scores) {
-  const Floats d;
-  for (int64_t j = 0; j < count; j += 4) {
-    ahead.fetch(j, j + 4);
-    const T* HWY_RESTRICT k0 = static_cast<const T*>(k[j]);
-    const T* HWY_RESTRICT k1 = static_cast<const T*>(k[j + 1]);
-    const T* HWY_RESTRICT k2 = static_cast<const T*>(k[j + 2]);
-    const T* HWY_RESTRICT k3 = static_cast<const T*>(k[j + 3]);
-    FloatVector sum[R][4];
-    for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = sum[r][2] = sum[r][3] = hn::Zero(d);
-    for (int64_t c = 0; c < width; c += kLanes) {
-      const auto x0 = load_floats(k0 + c), x1 = load_floats(k1 + c);
-      const auto x2 = load_floats(k2 + c), x3 = load_floats(k3 + c);
-      for (int r = 0; r < R; ++r) {
-        const auto y = hn::LoadU(d, q + r * width + c);
-        sum[r][0] = hn::MulAdd(y, x0, sum[r][0]);
-        sum[r][1] = hn::MulAdd(y, x1, sum[r][1]);
-        sum[r][2] = hn::MulAdd(y, x2, sum[r][2]);
-        sum[r][3] = hn::MulAdd(y, x3, sum[r][3]);
-      }
-    }
-    for (int r = 0; r < R; ++r) sum_four(sum[r], scores + r * kChunk + j);
-  }
-}
-
-// values[r] += sum_j weights[r][j] v[j] for R rows and C vectors of columns.
-template <int R, int C, class T>
-HWY_INLINE void add_columns(const void* const* v, int64_t count, const Ahead& ahead, const float* weights,
-                            int64_t column, int64_t width, float* values) {
-  const Floats d;
-  FloatVector sum[R][C];
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sum[r][c] = hn::LoadU(d, values + r * width + column + c * kLanes);
-  for (int64_t j = 0; j < count; ++j) {
-    ahead.fetch(j, j + 1);
-    const T* HWY_RESTRICT row = static_cast<const T*>(v[j]) + column;
-    FloatVector x[C];
-    for (int c = 0; c < C; ++c) x[c] = load_floats(row + c * kLanes);
-    for (int r = 0; r < R; ++r) {
-      const auto p = hn::Set(d, weights[r * kChunk + j]);
-      for (int c = 0; c < C; ++c) sum[r][c] = hn::MulAdd(p, x[c], sum[r][c]);
-    }
-  }
-  for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) hn::StoreU(sum[r][c], d, values + r * width + column + c * kLanes);
-}
-
-template <int R, class T>
-void add_values(const void* const* v, int64_t count, const Ahead& ahead, const float* weights, int64_t width,
-                float* values) {
-  const int64_t bytes = static_cast<int64_t>(sizeof(T));
-  int64_t column = 0;
-  for (; column + kColumns * kLanes <= width; column += kColumns * kLanes)
-    add_columns<R, kColumns, T>(v, count, ahead.part(column, column + kColumns * kLanes, bytes), weights,
-                                column, width, values);
-  for (; column < width; column += kLanes)
-    add_columns<R, 1, T>(v, count, ahead.part(column, column + kLanes, bytes), weights, column, width,
-                         values);
-}
 
 // Copies rows into f32, with zeros up to the padded width.
 template <class T>
@@ -204,71 +115,88 @@ void softmax_row(float* s, int64_t count, float* maximum, float* sum, float* val
   *maximum = now;
 }
 
-template <class T>
-void score_chunk(const void* const* k, int64_t count, const Ahead& ahead, const float* q, int64_t rows,
-                 int64_t width, float* scores) {
-  for (int64_t r = 0; r < rows; r += kRows) {
-    const float* block = q + r * width;
-    float* out = scores + r * kChunk;
-    switch (std::min<int64_t>(kRows, rows - r)) {
-      case 1:
-        score_rows<1, T>(k, count, r == 0 ? ahead : Ahead(), block, width, out);
-        break;
-      case 2:
-        score_rows<2, T>(k, count, r == 0 ? ahead : Ahead(), block, width, out);
-        break;
-      case 3:
-        score_rows<3, T>(k, count, r == 0 ? ahead : Ahead(), block, width, out);
-        break;
-      default:
-        score_rows<kRows, T>(k, count, r == 0 ? ahead : Ahead(), block, width, out);
+// Calls body(row, integral_constant of the rows) for blocks of at most kMost rows.
+template <int kMost, class Body>
+HWY_INLINE void for_row_blocks(int64_t rows, const Body& body) {
+  for (int64_t r = 0; r < rows; r += kMost) {
+    const int64_t count = std::min<int64_t>(kMost, rows - r);
+    if (count == 1) body(r, std::integral_constant<int, 1>());
+    if constexpr (kMost >= 2)
+      if (count == 2) body(r, std::integral_constant<int, 2>());
+    if constexpr (kMost >= 4) {
+      if (count == 3) body(r, std::integral_constant<int, 3>());
+      if (count == 4) body(r, std::integral_constant<int, 4>());
     }
   }
 }
 
 template <class T>
-void value_chunk(const void* const* v, int64_t count, const Ahead& ahead, const float* weights, int64_t rows,
-                 int64_t width, float* values) {
-  for (int64_t r = 0; r < rows; r += kRows) {
-    const float* block = weights + r * kChunk;
-    float* out = values + r * width;
-    switch (std::min<int64_t>(kRows, rows - r)) {
-      case 1:
-        add_values<1, T>(v, count, r == 0 ? ahead : Ahead(), block, width, out);
-        break;
-      case 2:
-        add_values<2, T>(v, count, r == 0 ? ahead : Ahead(), block, width, out);
-        break;
-      case 3:
-        add_values<3, T>(v, count, r == 0 ? ahead : Ahead(), block, width, out);
-        break;
-      default:
-        add_values<kRows, T>(v, count, r == 0 ? ahead : Ahead(), block, width, out);
-    }
+void score_chunk(const void* const* k, int64_t count, const float* q, int64_t rows, int64_t width,
+                 float* scores) {
+  for_row_blocks<kRows>(rows, [&](int64_t r, auto block) HWY_ATTR {
+    score_rows<block.value, T>(k, count, q + r * width, width, scores + r * kChunk);
+  });
+}
+
+template <class T>
+void value_chunk(const void* const* v, int64_t count, const float* weights, int64_t rows, int64_t width,
+                 float* values) {
+  const int64_t row_bytes = width * static_cast<int64_t>(sizeof(T));
+  const int64_t step = std::max<int64_t>(8, kNearBytes / std::max<int64_t>(row_bytes, 1));
+  for (int64_t j = 0; j < count; j += step) {
+    const int64_t near = std::min(step, count - j);
+    for_row_blocks<kRows>(rows, [&](int64_t r, auto block) HWY_ATTR {
+      add_values<block.value, T>(v + j, near, weights + r * kChunk + j, width, values + r * width);
+    });
   }
 }
 
-// One chunk whose keys and values are rows of type TK and TV.
+// Are keys of this type scored by the processor's bf16 dots, with the queries as they are?
+template <class T>
+bool dots_bfloat16(const DecodeArgs& a) {
+  return std::is_same_v<T, BFloat16> && a.dim % 32 == 0 && cpu::HWY_NAMESPACE::has_bfloat16_dots();
+}
+
+// scores[r][j] = scale q[r] . k[j]
+void dot_chunk(const void* const* k, int64_t count, const BFloat16* q, int64_t rows, int64_t width,
+               float scale, float* scores) {
+#if HWY_TARGET == HWY_AVX3
+  for_row_blocks<kRows>(rows, [&](int64_t r, auto block) HWY_ATTR {
+    dot_rows<block.value>(k, count, q + r * width, width, scores + r * kChunk);
+  });
+  const Floats d;
+  for (int64_t r = 0; r < rows; ++r)
+    for (float* s = scores + r * kChunk; s < scores + r * kChunk + count; s += kLanes)
+      hn::StoreU(hn::Mul(hn::Set(d, scale), hn::LoadU(d, s)), d, s);
+#else
+  (void)k, (void)count, (void)q, (void)rows, (void)width, (void)scale, (void)scores;
+#endif
+}
+
+// One chunk whose keys and values are rows of type TK and TV, and `rows` query rows from `first` on.
 template <class TK, class TV>
-void attend_chunk(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, const DecodeChunk& next,
-                  const Partial& out) {
+void attend_chunk(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, int64_t first, int64_t rows,
+                  const Partial& whole_out) {
   const DecodeArgs& a = *task.args;
-  const int64_t group = a.heads_q / a.heads_kv, rows = group * a.rows;
+  const int64_t group = a.heads_q / a.heads_kv;
   const int64_t width = padded(a.dim), width_v = padded(a.dim_v);
   float* scores = scratch.scores.data();
+  const float* q = scratch.q.data() + first * width;
+  const Partial out{whole_out.maximum + first, whole_out.sum + first, whole_out.values + first * width_v};
 
   const int64_t whole = (chunk.count + 3) / 4 * 4;
   for (int64_t j = chunk.count; j < whole; ++j) chunk.k[j] = chunk.k[chunk.count - 1];
-  score_chunk<TK>(chunk.k, whole, {next.k, next.count, 0, a.dim * size_of(a.type)}, scratch.q.data(), rows,
-                  width, scores);
+  if (dots_bfloat16<TK>(a))
+    dot_chunk(chunk.k, whole, reinterpret_cast<const BFloat16*>(q), rows, width, a.scale, scores);
+  else
+    score_chunk<TK>(chunk.k, whole, q, rows, width, scores);
 
-  Ahead ahead_v{next.v, next.count, 0, a.dim_v * size_of(a.type)};
   const bool shared = all_visible(task, chunk);
   for (int64_t r = 0; r < rows; ++r) {
-    const int64_t h = task.split.head * group + r / a.rows;
+    const int64_t h = task.split.head * group + (first + r) / a.rows, row = (first + r) % a.rows;
     float* s = scores + r * kChunk;
     float* values = out.values + r * width_v;
-    adjust_scores(task, chunk, h, r % a.rows, s);
+    adjust_scores(task, chunk, h, row, s);
     if (shared) {
       softmax_row(s, chunk.count, out.maximum + r, out.sum + r, values, width_v);
       continue;
@@ -277,7 +205,7 @@ void attend_chunk(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, 
     uint8_t visible[kChunk];
     const void* v[kChunk];
     int64_t count = 0;
-    cpu::row_visibility(task, chunk, h, r % a.rows, visible);
+    cpu::row_visibility(task, chunk, h, row, visible);
     for (int64_t j = 0; j < chunk.count; ++j) {
       s[count] = s[j];
       v[count] = chunk.v[j];
@@ -285,21 +213,59 @@ void attend_chunk(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, 
     }
     if (count == 0) continue;
     softmax_row(s, count, out.maximum + r, out.sum + r, values, width_v);
-    add_values<1, TV>(v, count, ahead_v, s, width_v, values);
-    ahead_v.count = 0;
+    value_chunk<TV>(v, count, s, 1, width_v, values);
   }
-  if (shared) value_chunk<TV>(chunk.v, chunk.count, ahead_v, scores, rows, width_v, out.values);
+  if (shared) value_chunk<TV>(chunk.v, chunk.count, scores, rows, width_v, out.values);
 }
 
 template <class T>
-void load_queries(const DecodeTask& task, float* out) {
+void load_queries(const DecodeTask& task, bool unscaled, float* out) {
   const DecodeArgs& a = *task.args;
   const int64_t group = a.heads_q / a.heads_kv, width = padded(a.dim);
   for (int64_t r = 0; r < group * a.rows; ++r) {
     const int64_t h = task.split.head * group + r / a.rows;
-    load_row(static_cast<const T*>(a.q) + task.split.batch * a.q_stride.batch + h * a.q_stride.head +
-                 r % a.rows * a.q_stride.row,
-             a.dim, a.scale, out + r * width, width);
+    const T* row = static_cast<const T*>(a.q) + task.split.batch * a.q_stride.batch + h * a.q_stride.head +
+                   r % a.rows * a.q_stride.row;
+    if (unscaled)
+      std::memcpy(reinterpret_cast<T*>(out) + r * width, row, static_cast<size_t>(a.dim) * sizeof(T));
+    else
+      load_row(row, a.dim, a.scale, out + r * width, width);
+  }
+}
+
+// Reads rows of `width` floats into rows of padded(width) where these differ.
+void pad_rows(const memory::Buffer<float>& from, int64_t rows, int64_t width, float* to) {
+  for (int64_t i = 0; i < rows; ++i)
+    load_row(from.data() + i * width, width, 1.0f, to + i * padded(width), padded(width));
+}
+
+// Makes the keys and values of a chunk f32, for all heads that are read together.
+void read_codes(const DecodeTask& task, const DecodeChunk& chunk, Scratch& scratch) {
+  const DecodeArgs& a = *task.args;
+  const int64_t heads = a.heads_together, step = heads * a.dim, step_v = heads * a.dim_v;
+  const bool pad = padded(a.dim) != a.dim, pad_v = padded(a.dim_v) != a.dim_v;
+  float* k = pad ? scratch.coded_k.data() : scratch.k.data();
+  float* v = pad_v ? scratch.coded_v.data() : scratch.v.data();
+  for (int64_t j = 0; j < chunk.count;) {
+    int64_t run = 1;
+    while (j + run < chunk.count && chunk.position[j + run] == chunk.position[j] + run) ++run;
+    a.coded->read(task.split.head * heads, chunk.position[j], run, k + j * step, v + j * step_v);
+    j += run;
+  }
+  if (pad) pad_rows(scratch.coded_k, chunk.count * heads, a.dim, scratch.k.data());
+  if (pad_v) pad_rows(scratch.coded_v, chunk.count * heads, a.dim_v, scratch.v.data());
+}
+
+void attend_coded(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, const Partial& out) {
+  const DecodeArgs& a = *task.args;
+  const int64_t heads = a.heads_together, rows = a.heads_q / a.heads_kv * a.rows / heads;
+  read_codes(task, chunk, scratch);
+  for (int64_t head = 0; head < heads; ++head) {
+    for (int64_t j = 0; j < chunk.count; ++j) {
+      chunk.k[j] = scratch.k.data() + (j * heads + head) * padded(a.dim);
+      chunk.v[j] = scratch.v.data() + (j * heads + head) * padded(a.dim_v);
+    }
+    attend_chunk<float, float>(task, scratch, chunk, head * rows, rows, out);
   }
 }
 
@@ -310,38 +276,42 @@ void attend_split_of(const DecodeTask& task, Scratch& scratch, const Partial& ou
   const int64_t width = padded(a.dim), width_v = padded(a.dim_v);
   // Several blocks of rows read a key again, and a ragged row cannot be read by whole vectors: then convert
   // each chunk once.
-  const bool many = rows > 2 * kRows && sizeof(T) == 2;
-  const bool widen_k = many || width != a.dim, widen_v = many || width_v != a.dim_v;
+  const bool coded = a.coded != nullptr, many = rows > 2 * kRows && sizeof(T) == 2;
+  const bool widen_k = (many && !dots_bfloat16<T>(a)) || width != a.dim, widen_v = many || width_v != a.dim_v;
   scratch.q.reserve(rows * width);
   scratch.scores.reserve(rows * kChunk);
-  if (widen_k) scratch.k.reserve(kChunk * width);
-  if (widen_v) scratch.v.reserve(kChunk * width_v);
-  load_queries<T>(task, scratch.q.data());
+  if (widen_k || coded) scratch.k.reserve(kChunk * a.heads_together * width);
+  if (widen_v || coded) scratch.v.reserve(kChunk * a.heads_together * width_v);
+  if (coded) {
+    scratch.coded_k.reserve(kChunk * a.heads_together * a.dim);
+    scratch.coded_v.reserve(kChunk * a.heads_together * a.dim_v);
+  }
+  load_queries<T>(task, dots_bfloat16<T>(a) && !widen_k, scratch.q.data());
   std::fill_n(out.maximum, rows, -kInfinity);
   std::fill_n(out.sum, rows, 0.0f);
   std::fill_n(out.values, rows * width_v, 0.0f);
 
   int64_t t = task.split.begin * (task.selected ? a.page_size : 1);
-  auto gather = [&](DecodeChunk& chunk) {
+  DecodeChunk& chunk = scratch.chunk;
+  for (;;) {
     chunk.count = 0;
     chunk.shared = true;
     t = cpu::gather(task, t, chunk);
-  };
-  gather(scratch.chunks[0]);
-  for (int turn = 0;; turn ^= 1) {
-    DecodeChunk &chunk = scratch.chunks[turn], &next = scratch.chunks[turn ^ 1];
     if (chunk.count == 0) break;
-    gather(next);
+    if (coded) {
+      attend_coded(task, scratch, chunk, out);
+      continue;
+    }
     if (widen_k) widen<T>(chunk.k, chunk.count, a.dim, scratch.k.data());
     if (widen_v) widen<T>(chunk.v, chunk.count, a.dim_v, scratch.v.data());
     if (widen_k && widen_v)
-      attend_chunk<float, float>(task, scratch, chunk, next, out);
+      attend_chunk<float, float>(task, scratch, chunk, 0, rows, out);
     else if (widen_k)
-      attend_chunk<float, T>(task, scratch, chunk, next, out);
+      attend_chunk<float, T>(task, scratch, chunk, 0, rows, out);
     else if (widen_v)
-      attend_chunk<T, float>(task, scratch, chunk, next, out);
+      attend_chunk<T, float>(task, scratch, chunk, 0, rows, out);
     else
-      attend_chunk<T, T>(task, scratch, chunk, next, out);
+      attend_chunk<T, T>(task, scratch, chunk, 0, rows, out);
   }
 }
 

@@ -123,7 +123,8 @@ void row_visibility(const DecodeTask& task, const DecodeChunk& chunk, int64_t h,
   const int64_t at = task.span.length - a.rows + row;
   for (int64_t j = 0; j < chunk.count; ++j) {
     const int64_t p = chunk.position[j];
-    visible[j] = p <= at && (a.window_left < 0 || p >= at - a.window_left || p < a.prefix);
+    visible[j] = (a.window_right < 0 || p <= at + a.window_right) &&
+                 (a.window_left < 0 || p >= at - a.window_left || p < a.prefix);
   }
   if (task.selected != nullptr) {
     const int64_t bit = h % (a.heads_q / a.heads_kv) * a.rows + row;
@@ -143,7 +144,8 @@ bool all_visible(const DecodeTask& task, const DecodeChunk& chunk) {
   if (!chunk.shared || a.mask != nullptr) return false;
   const int64_t first = chunk.position[0], last = chunk.position[chunk.count - 1];
   const int64_t at = task.span.length - a.rows;
-  return last <= at && (a.window_left < 0 || first >= at + a.rows - 1 - a.window_left || last < a.prefix);
+  return (a.window_right < 0 || last <= at + a.window_right) &&
+         (a.window_left < 0 || first >= at + a.rows - 1 - a.window_left || last < a.prefix);
 }
 
 void make_plan(const DecodeArgs& a, DecodePlan& plan) {

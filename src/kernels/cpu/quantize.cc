@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "fovea/core/memory.h"
 #include "fovea/core/thread_pool.h"
 #include "kernels/cpu/dense_rows.h"
 
@@ -13,6 +14,7 @@
 #define HWY_TARGET_INCLUDE "kernels/cpu/quantize.cc"
 #include "hwy/foreach_target.h"
 #include "kernels/cpu/e4m3-inl.h"
+#include "kernels/cpu/tile-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace fovea::kernels::HWY_NAMESPACE {
@@ -249,6 +251,49 @@ void dequantize_row(const uint8_t* codes, const float* scale, const float* zero,
   }
 }
 
+// x = factor * (code - offset) for n channels.
+HWY_INLINE void expand(const uint8_t* codes, int64_t n, float factor, float offset, float* x) {
+  const DF d;
+  const DB bytes;
+  const auto lanes = static_cast<int64_t>(hn::Lanes(d));
+  const auto f = hn::Set(d, factor), z = hn::Set(d, offset);
+  int64_t i = 0;
+  for (; i + lanes <= n; i += lanes) {
+    const auto level = hn::ConvertTo(d, hn::PromoteTo(DI(), hn::LoadU(bytes, codes + i)));
+    hn::StoreU(hn::Mul(f, hn::Sub(level, z)), d, x + i);
+  }
+  for (; i < n; ++i) x[i] = factor * (static_cast<float>(codes[i]) - offset);
+}
+
+// Rows that lie one behind another are unpacked as one run of codes, and so are their scales.
+void dequantize_rows(const AffineRows& rows, int64_t count, float* x) {
+  const int64_t channels = rows.channels, group = rows.group, groups = channels / group;
+  const bool dense = channels * rows.bits % 8 == 0 && rows.code_stride == channels * rows.bits / 8 &&
+                     rows.scale_stride == 2 * groups * size_of(rows.scale_type);
+  const int64_t step = dense ? std::max<int64_t>(1, 4096 / std::max<int64_t>(channels, 1)) : 1;
+  thread_local memory::Buffer<float> wide;
+  thread_local memory::Buffer<uint8_t> bytes;
+  wide.reserve(2 * groups * step);
+  bytes.reserve(channels * step);
+  for (int64_t first = 0; first < count; first += step) {
+    const int64_t run = std::min(step, count - first);
+    const uint8_t* codes = rows.codes + first * rows.code_stride;
+    const void* at = static_cast<const char*>(rows.scales) + first * rows.scale_stride;
+    const auto* scales = static_cast<const float*>(at);
+    if (rows.scale_type == DType::f16) {
+      load_row(static_cast<const Half*>(at), 2 * groups * run, 1.0f, wide.data(), 2 * groups * run);
+      scales = wide.data();
+    }
+    if (rows.bits != 8) {
+      unpack(codes, channels * run, rows.bits, bytes.data());
+      codes = bytes.data();
+    }
+    for (int64_t i = 0; i < run; ++i, scales += 2 * groups)
+      for (int64_t g = 0; g < groups; ++g, codes += group, x += group)
+        expand(codes, group, scales[g], scales[groups + g], x);
+  }
+}
+
 }  // namespace
 }  // namespace fovea::kernels::HWY_NAMESPACE
 HWY_AFTER_NAMESPACE();
@@ -261,6 +306,7 @@ HWY_EXPORT(quantize_e4m3_block);
 HWY_EXPORT(dequantize_e4m3_run);
 HWY_EXPORT(quantize_row);
 HWY_EXPORT(dequantize_row);
+HWY_EXPORT(dequantize_rows);
 
 /// Rows given to one task.
 constexpr int64_t kRowsPerTask = 16;
@@ -388,6 +434,12 @@ void quantize_affine_row(const float* x, int64_t channels, int bits, int64_t gro
 void dequantize_affine_row(const uint8_t* codes, const float* scale, const float* zero, int64_t channels,
                            int bits, int64_t group, float* x) {
   HWY_DYNAMIC_DISPATCH(dequantize_row)(codes, scale, zero, channels, bits, group, x);
+}
+
+void dequantize_affine_rows(const AffineRows& rows, int64_t count, float* x) {
+  require(rows.scale_type == DType::f32 || rows.scale_type == DType::f16,
+          "dequantize_affine_rows: scales are ", name_of(rows.scale_type), ", expected f32 or f16");
+  HWY_DYNAMIC_DISPATCH(dequantize_rows)(rows, count, x);
 }
 
 }  // namespace fovea::kernels
