@@ -12,6 +12,7 @@ namespace fovea::memory {
 
 inline constexpr size_t kAlignment = 64;
 
+/// Uninitialised. Up to 64 MB of freed large blocks (from 4 MB) are kept for the next call of the same size.
 /// Throws Error when the system has no such block.
 std::shared_ptr<void> allocate(int64_t bytes);
 

@@ -51,8 +51,7 @@ struct DecodeOptions {
   }
 
   void set(DecodeArgs& args, const Tensor& q, const AttentionParams& params, int64_t longest) {
-    require(params.scores == ScoreArithmetic::automatic,
-            "decode: the arithmetic of scores cannot be chosen");
+    require(params.scores == ScoreArithmetic::automatic, "decode: the arithmetic of scores cannot be chosen");
     require(!params.k_len && !params.bias_q && !params.bias_k,
             "decode: k_len, bias_q and bias_k are not accepted; lengths stand in the cache");
     args.scale = params.scale != 0 ? params.scale : 1.0f / std::sqrt(static_cast<float>(q.dim(3)));
