@@ -15,9 +15,9 @@
 /// that see them.
 ///
 /// Arithmetic is in f32, relative error about 1e-6. Where the processor multiplies bf16 (see target.h), the
-/// forward kernels (flash_forward, flash_summary, flash_forward_varlen, plan_forward) multiply bf16 inputs of
-/// more than two rows natively: products are exact and summed in f32, weights are rounded to bf16, o has a
-/// relative error of about 2.3e-3 (1.7e-3 of it from its own rounding) and below 4e-3, lse about 1e-6.
+/// forward kernels and decode multiply bf16 inputs natively: products are exact and summed in f32, weights
+/// are rounded to bf16, o has a relative error of about 2.3e-3 (1.7e-3 of it from its own rounding) and below
+/// 4e-3, lse about 1e-6. Windows of at most 128 keys, and plans of few rows, stay in f32.
 namespace fovea::kernels {
 
 /// o [B,Hq,Tq,Dv] in the type of v, lse [B,Hq,Tq] f32: the natural log of the sum of exp of the scaled,

@@ -54,6 +54,12 @@ void expect_same(const AttentionResult& a, const AttentionResult& b) {
   EXPECT_TRUE(same_bits(a.lse, b.lse));
 }
 
+// Copied rows are walked in shorter chunks, so sums are rounded in another order.
+void expect_close(const AttentionResult& a, const AttentionResult& b) {
+  EXPECT_LT(reference::relative_error(a.o, b.o), 1e-6);
+  EXPECT_LT(reference::relative_error(a.lse, b.lse), 1e-6);
+}
+
 class CodedDecode : public testing::Test {
  protected:
   void SetUp() override { memory::set_poison(true); }
@@ -63,14 +69,14 @@ class CodedDecode : public testing::Test {
   }
 };
 
-TEST_F(CodedDecode, EqualsDecodeOverTheRowsBitForBit) {
+TEST_F(CodedDecode, EqualsDecodeOverTheRows) {
   for (const Sizes& s : {Sizes{1, 1, 1, 1, 1, 1}, Sizes{6, 2, 1, 700, 64, 64}, Sizes{4, 4, 3, 257, 63, 100},
                          Sizes{8, 4, 2, 1111, 16, 8}, Sizes{2, 2, 1, 65, 100, 1}, Sizes{4, 2, 1, 0, 8, 8}}) {
     SCOPED_TRACE("keys " + std::to_string(s.keys) + " dim " + std::to_string(s.dim));
     const Inputs in(s);
     const AttentionResult want = kernels::decode(in.q, PagedKv::of(in.k, in.v, 64));
-    expect_same(kernels::decode(in.q, in.coded(1)), want);
-    expect_same(kernels::decode(in.q, in.coded(s.heads_kv)), want);
+    expect_close(kernels::decode(in.q, in.coded(1)), want);
+    expect_close(kernels::decode(in.q, in.coded(s.heads_kv)), want);
   }
 }
 
@@ -92,7 +98,7 @@ TEST_F(CodedDecode, SelectedPagesAreThoseOfTheRows) {
     pages.data<int32_t>()[i] = static_cast<int32_t>(rng.next_below(101)) - 1;
   const AttentionResult want = kernels::decode(in.q, PagedKv::of(in.k, in.v, 10), pages);
   const AttentionResult got = kernels::decode(in.q, in.coded(1), pages, 10);
-  expect_same(got, want);
+  expect_close(got, want);
   // Heads that are read together share the pages of all of them: sums are taken in another order.
   EXPECT_LE(reference::relative_error(kernels::decode(in.q, in.coded(4), pages, 10).o, want.o), 2e-6);
 }
@@ -109,8 +115,8 @@ TEST_F(CodedDecode, WindowSinkSlopesAndMaskApplyToHeadsReadTogether) {
     cases[3].mask.data<uint8_t>()[i] = static_cast<uint8_t>(rng.next_below(3) == 0);
   for (const AttentionParams& params : cases) {
     SCOPED_TRACE(&params - cases.data());
-    expect_same(kernels::decode(in.q, in.coded(3), {}, 0, params),
-                kernels::decode(in.q, PagedKv::of(in.k, in.v, 16), {}, params));
+    expect_close(kernels::decode(in.q, in.coded(3), {}, 0, params),
+                 kernels::decode(in.q, PagedKv::of(in.k, in.v, 16), {}, params));
   }
 }
 

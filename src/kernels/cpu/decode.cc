@@ -3,7 +3,8 @@
 //
 // A split is a stretch of the keys that the rows of one kv head may see. Its task walks it in chunks of
 // kChunk keys: scores of all rows, softmax, values. Per row a split leaves m = max s, l = sum exp(s - m) and
-// a = sum exp(s - m) v; the splits of a head are merged in order.
+// a = sum exp(s - m) v; the splits of a head are merged in order. Where weights are rounded before they meet
+// the values, o is divided by the sum of the rounded ones, and lse knows the exact sum.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -12,6 +13,7 @@
 
 #include "fovea/core/memory.h"
 #include "fovea/core/thread_pool.h"
+#include "kernels/cpu/bfloat16_unit.h"
 #include "kernels/cpu/decode_plan.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -33,15 +35,28 @@ constexpr int64_t padded(int64_t width) { return (width + kPad - 1) / kPad * kPa
 // Scratch of one worker.
 struct Scratch {
   cpu::DecodeChunk chunk;
-  memory::Buffer<float> q;       // [rows, padded(dim)], scaled
-  memory::Buffer<float> scores;  // [rows, kChunk]
-  memory::Buffer<float> k, v;    // [kChunk, heads read together, padded width]: f32 rows where that pays
+  memory::Buffer<float> q;           // [rows, padded(dim)], scaled
+  memory::Buffer<float> scores;      // [rows, kChunk]
+  memory::Buffer<BFloat16> weights;  // likewise, where values are bf16 and multiplied natively
+  memory::Buffer<float> k, v;        // [kChunk, heads read together, padded width]: f32 rows where that pays
   memory::Buffer<float> coded_k, coded_v;  // the same without padding, as codes are read
 };
 
-// Partial results of one split: m, l [rows], a [rows, padded(dim_v)].
+// Partial results of one split: m, l, the sum of the weights as the values meet them [rows], a [rows,
+// padded(dim_v)].
 struct Partial {
-  float *maximum, *sum, *values;
+  float *maximum, *sum, *weight_sum, *values;
+
+  Partial() = default;
+  Partial(float* from, int64_t rows)
+      : maximum(from), sum(from + rows), weight_sum(from + 2 * rows), values(from + 3 * rows) {}
+  static int64_t size(int64_t rows, int64_t width) { return rows * (width + 3); }
+
+  Partial from_row(int64_t row, int64_t width) const {
+    Partial part = *this;
+    part.maximum += row, part.sum += row, part.weight_sum += row, part.values += row * width;
+    return part;
+  }
 };
 
 }  // namespace
@@ -83,15 +98,15 @@ void adjust_scores(const DecodeTask& task, const DecodeChunk& chunk, int64_t h, 
   }
   if (a.softcap > 0) {
     const auto cap = hn::Set(d, a.softcap), inverse = hn::Set(d, 1.0f / a.softcap);
-    for (int64_t j = 0; j < kChunk; j += kLanes)
+    for (int64_t j = 0; j < chunk.count; j += kLanes)
       hn::StoreU(hn::Mul(cap, tanh_of(d, hn::Mul(hn::LoadU(d, s + j), inverse))), d, s + j);
   }
 }
 
-// m' = max(m, max s); s <- exp(s - m'); l <- l exp(m - m') + sum s; a <- a exp(m - m').
-void softmax_row(float* s, int64_t count, float* maximum, float* sum, float* values, int64_t width) {
+// m' = max(m, max s); s <- exp(s - m'); l <- l exp(m - m') + sum s; a <- a exp(m - m'). Returns exp(m - m').
+float softmax_row(float* s, int64_t count, float* maximum, float* sum, float* values, int64_t width) {
   const Floats d;
-  std::fill(s + count, s + kChunk, -kInfinity);
+  std::fill(s + count, s + round_up(count, kLanes), -kInfinity);
   auto top = hn::Set(d, -kInfinity);
   for (int64_t j = 0; j < count; j += kLanes) top = hn::Max(top, hn::LoadU(d, s + j));
   const float before = *maximum;
@@ -106,13 +121,14 @@ void softmax_row(float* s, int64_t count, float* maximum, float* sum, float* val
   const float more = hn::GetLane(hn::SumOfLanes(d, total));
   if (now == before) {
     *sum += more;
-    return;
+    return 1.0f;
   }
   const auto factor = exp_of(d, hn::Set(d, before - now));
   *sum = *sum * hn::GetLane(factor) + more;
   for (int64_t c = 0; c < width; c += kLanes)
     hn::StoreU(hn::Mul(factor, hn::LoadU(d, values + c)), d, values + c);
   *maximum = now;
+  return hn::GetLane(factor);
 }
 
 // Calls body(row, integral_constant of the rows) for blocks of at most kMost rows.
@@ -151,10 +167,31 @@ void value_chunk(const void* const* v, int64_t count, const float* weights, int6
   }
 }
 
-// Are keys of this type scored by the processor's bf16 dots, with the queries as they are?
+// Are rows of this type and width multiplied by the processor's bf16 dots?
 template <class T>
-bool dots_bfloat16(const DecodeArgs& a) {
-  return std::is_same_v<T, BFloat16> && a.dim % 32 == 0 && cpu::HWY_NAMESPACE::has_bfloat16_dots();
+bool dots_bfloat16(int64_t width) {
+  return HWY_TARGET == HWY_AVX3 && std::is_same_v<T, BFloat16> && width % 32 == 0 &&
+         cpu::bfloat16_unit() != cpu::BFloat16Unit::none;
+}
+
+// values[r] += sum_j weights[r][j] v[j] with weights rounded to bf16.
+void dot_value_chunk(const void* const* v, int64_t count, const BFloat16* weights, int64_t rows,
+                     int64_t width, float* values) {
+#if HWY_TARGET == HWY_AVX3
+  const int64_t step = std::max<int64_t>(8, kNearBytes / (2 * width));
+  for (int64_t j = 0; j < count; j += step) {
+    const auto add = [&](int64_t r, auto block) HWY_ATTR {
+      dot_values<block.value>(v + j, std::min(step, count - j), weights + r * kChunk + j, width,
+                              values + r * width);
+    };
+    if (dot_rows_of(width) == 2)
+      for_row_blocks<2>(rows, add);
+    else
+      for_row_blocks<4>(rows, add);
+  }
+#else
+  (void)v, (void)count, (void)weights, (void)rows, (void)width, (void)values;
+#endif
 }
 
 // scores[r][j] = scale q[r] . k[j]
@@ -182,11 +219,30 @@ void attend_chunk(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, 
   const int64_t width = padded(a.dim), width_v = padded(a.dim_v);
   float* scores = scratch.scores.data();
   const float* q = scratch.q.data() + first * width;
-  const Partial out{whole_out.maximum + first, whole_out.sum + first, whole_out.values + first * width_v};
+  const Partial out = whole_out.from_row(first, width_v);
+  [[maybe_unused]] const bool rounds = dots_bfloat16<TV>(a.dim_v);
+  const auto fold = [&](int64_t r, float* s, int64_t count) HWY_ATTR {
+    const float factor =
+        softmax_row(s, count, out.maximum + r, out.sum + r, out.values + r * width_v, width_v);
+#if HWY_TARGET == HWY_AVX3
+    if (rounds)
+      out.weight_sum[r] =
+          out.weight_sum[r] * factor + round_weights(s, count, scratch.weights.data() + r * kChunk);
+#else
+    (void)factor;
+#endif
+  };
+  const auto add_values_of = [&](const void* const* v, int64_t count, int64_t r, int64_t some) HWY_ATTR {
+    float* values = out.values + r * width_v;
+    if (rounds)
+      dot_value_chunk(v, count, scratch.weights.data() + r * kChunk, some, width_v, values);
+    else
+      value_chunk<TV>(v, count, scores + r * kChunk, some, width_v, values);
+  };
 
   const int64_t whole = (chunk.count + 3) / 4 * 4;
   for (int64_t j = chunk.count; j < whole; ++j) chunk.k[j] = chunk.k[chunk.count - 1];
-  if (dots_bfloat16<TK>(a))
+  if (dots_bfloat16<TK>(a.dim))
     dot_chunk(chunk.k, whole, reinterpret_cast<const BFloat16*>(q), rows, width, a.scale, scores);
   else
     score_chunk<TK>(chunk.k, whole, q, rows, width, scores);
@@ -195,10 +251,9 @@ void attend_chunk(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, 
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t h = task.split.head * group + (first + r) / a.rows, row = (first + r) % a.rows;
     float* s = scores + r * kChunk;
-    float* values = out.values + r * width_v;
     adjust_scores(task, chunk, h, row, s);
     if (shared) {
-      softmax_row(s, chunk.count, out.maximum + r, out.sum + r, values, width_v);
+      fold(r, s, chunk.count);
       continue;
     }
     // A weight of zero would still spread a NaN of a value that the row does not see: keep only what it sees.
@@ -212,10 +267,10 @@ void attend_chunk(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, 
       count += visible[j];
     }
     if (count == 0) continue;
-    softmax_row(s, count, out.maximum + r, out.sum + r, values, width_v);
-    value_chunk<TV>(v, count, s, 1, width_v, values);
+    fold(r, s, count);
+    add_values_of(v, count, r, 1);
   }
-  if (shared) value_chunk<TV>(chunk.v, chunk.count, scores, rows, width_v, out.values);
+  if (shared) add_values_of(chunk.v, chunk.count, 0, rows);
 }
 
 template <class T>
@@ -277,22 +332,28 @@ void attend_split_of(const DecodeTask& task, Scratch& scratch, const Partial& ou
   // Several blocks of rows read a key again, and a ragged row cannot be read by whole vectors: then convert
   // each chunk once.
   const bool coded = a.coded != nullptr, many = rows > 2 * kRows && sizeof(T) == 2;
-  const bool widen_k = (many && !dots_bfloat16<T>(a)) || width != a.dim, widen_v = many || width_v != a.dim_v;
+  const bool widen_k = (many && !dots_bfloat16<T>(a.dim)) || width != a.dim;
+  const bool widen_v = (many && !dots_bfloat16<T>(a.dim_v)) || width_v != a.dim_v;
   scratch.q.reserve(rows * width);
   scratch.scores.reserve(rows * kChunk);
-  if (widen_k || coded) scratch.k.reserve(kChunk * a.heads_together * width);
-  if (widen_v || coded) scratch.v.reserve(kChunk * a.heads_together * width_v);
+  const bool rounds = dots_bfloat16<T>(a.dim_v) && !coded;
+  if (rounds) scratch.weights.reserve(rows * kChunk);
+  DecodeChunk& chunk = scratch.chunk;
+  chunk.limit = coded || widen_k || widen_v ? cpu::kCopiedChunk : kChunk;
+  const int64_t copies = chunk.limit * a.heads_together;
+  if (widen_k || coded) scratch.k.reserve(copies * width);
+  if (widen_v || coded) scratch.v.reserve(copies * width_v);
   if (coded) {
-    scratch.coded_k.reserve(kChunk * a.heads_together * a.dim);
-    scratch.coded_v.reserve(kChunk * a.heads_together * a.dim_v);
+    scratch.coded_k.reserve(copies * a.dim);
+    scratch.coded_v.reserve(copies * a.dim_v);
   }
-  load_queries<T>(task, dots_bfloat16<T>(a) && !widen_k, scratch.q.data());
+  load_queries<T>(task, dots_bfloat16<T>(a.dim) && !widen_k, scratch.q.data());
   std::fill_n(out.maximum, rows, -kInfinity);
   std::fill_n(out.sum, rows, 0.0f);
+  std::fill_n(out.weight_sum, rows, 0.0f);
   std::fill_n(out.values, rows * width_v, 0.0f);
 
   int64_t t = task.split.begin * (task.selected ? a.page_size : 1);
-  DecodeChunk& chunk = scratch.chunk;
   for (;;) {
     chunk.count = 0;
     chunk.shared = true;
@@ -313,31 +374,36 @@ void attend_split_of(const DecodeTask& task, Scratch& scratch, const Partial& ou
     else
       attend_chunk<T, T>(task, scratch, chunk, 0, rows, out);
   }
+  if (!rounds) std::copy_n(out.sum, rows, out.weight_sum);
+#if HWY_TARGET == HWY_AVX3
+  for (int64_t r = 0; rounds && r < rows; ++r) order_channels(width_v, out.values + r * width_v);
+#endif
 }
 
 // L = log(exp(sink) + sum_n exp(m_n) l_n), o = sum_n exp(m_n - L) a_n.
 template <class T>
-void merge_row_of(const float* maximum, const float* sum, const float* values, int64_t splits, int64_t step,
-                  float sink, const DecodeArgs& a, int64_t row) {
+void merge_row_of(const Partial& part, int64_t splits, int64_t step, float sink, const DecodeArgs& a,
+                  int64_t row) {
   const Floats d;
   const int64_t width = padded(a.dim_v);
   float top = sink;
-  for (int64_t n = 0; n < splits; ++n) top = std::max(top, maximum[n * step]);
+  for (int64_t n = 0; n < splits; ++n) top = std::max(top, part.maximum[n * step]);
   const float shift = top == -kInfinity ? 0.0f : top;
   float weight[kMaxSplits];
-  float total = std::exp(sink - shift);
+  float total = std::exp(sink - shift), divisor = total;
   for (int64_t n = 0; n < splits; ++n) {
-    weight[n] = std::exp(maximum[n * step] - shift);
-    total += weight[n] * sum[n * step];
+    weight[n] = std::exp(part.maximum[n * step] - shift);
+    total += weight[n] * part.sum[n * step];
+    divisor += weight[n] * part.weight_sum[n * step];
   }
   a.lse[row] = shift + std::log(total);
-  const float inverse = total == 0 ? 0.0f : 1.0f / total;
+  const float inverse = divisor == 0 ? 0.0f : 1.0f / divisor;
   T* o = static_cast<T*>(a.o) + row * a.dim_v;
   for (int64_t n = 0; n < splits; ++n) weight[n] *= inverse;
   for (int64_t c = 0; c < width; c += kLanes) {
     auto mixed = hn::Zero(d);
     for (int64_t n = 0; n < splits; ++n)
-      mixed = hn::MulAdd(hn::Set(d, weight[n]), hn::LoadU(d, values + n * step + c), mixed);
+      mixed = hn::MulAdd(hn::Set(d, weight[n]), hn::LoadU(d, part.values + n * step + c), mixed);
     HWY_ALIGN T tail[kPad];
     T* target = c + kLanes <= a.dim_v ? o + c : tail;
     store_floats(mixed, target);
@@ -356,15 +422,15 @@ void attend_split(const DecodeTask& task, Scratch& scratch, const Partial& out) 
   }
 }
 
-void merge_row(const float* maximum, const float* sum, const float* values, int64_t splits, int64_t step,
-               float sink, const DecodeArgs& a, int64_t row) {
+void merge_row(const Partial& part, int64_t splits, int64_t step, float sink, const DecodeArgs& a,
+               int64_t row) {
   switch (a.type) {
     case DType::f16:
-      return merge_row_of<Half>(maximum, sum, values, splits, step, sink, a, row);
+      return merge_row_of<Half>(part, splits, step, sink, a, row);
     case DType::bf16:
-      return merge_row_of<BFloat16>(maximum, sum, values, splits, step, sink, a, row);
+      return merge_row_of<BFloat16>(part, splits, step, sink, a, row);
     default:
-      return merge_row_of<float>(maximum, sum, values, splits, step, sink, a, row);
+      return merge_row_of<float>(part, splits, step, sink, a, row);
   }
 }
 
@@ -390,7 +456,7 @@ void cpu::decode(const DecodeArgs& a) {
   memory::Buffer<float>& partials = partials_of_thread;
   cpu::make_plan(a, plan);
   const int64_t group = a.heads_q / a.heads_kv, rows = group * a.rows, width = padded(a.dim_v);
-  const int64_t step = rows * (width + 2);
+  const int64_t step = Partial::size(rows, width);
   partials.reserve(static_cast<int64_t>(plan.splits.size()) * step);
 
   parallel_for(static_cast<int64_t>(plan.splits.size()), [&](int64_t i, int) {
@@ -399,17 +465,16 @@ void cpu::decode(const DecodeArgs& a) {
     const cpu::DecodeTask task{
         &a, split, cpu::span_of(a, split.batch),
         a.pages ? &plan.unions[static_cast<size_t>(split.batch * a.heads_kv + split.head)] : nullptr};
-    float* partial = partials.data() + i * step;
-    HWY_DYNAMIC_DISPATCH(attend_split)(task, scratch, {partial, partial + rows, partial + 2 * rows});
+    HWY_DYNAMIC_DISPATCH(attend_split)(task, scratch, Partial(partials.data() + i * step, rows));
   });
   parallel_for(a.batch * a.heads_kv, [&](int64_t i, int) {
     const int64_t first = plan.first_split[static_cast<size_t>(i)];
     const int64_t splits = plan.first_split[static_cast<size_t>(i + 1)] - first;
-    const float* partial = partials.data() + first * step;
+    const Partial partial(partials.data() + first * step, rows);
     for (int64_t r = 0; r < rows; ++r) {
       const float sink = a.sink ? a.sink[i % a.heads_kv * group + r / a.rows] : -kInfinity;
       HWY_DYNAMIC_DISPATCH(merge_row)
-      (partial + r, partial + rows + r, partial + 2 * rows + r * width, splits, step, sink, a, i * rows + r);
+      (partial.from_row(r, width), splits, step, sink, a, i * rows + r);
     }
   });
 }

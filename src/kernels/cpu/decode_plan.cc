@@ -35,10 +35,10 @@ void append_run(const DecodeArgs& a, const DecodeSplit& s, int64_t position, int
 int64_t gather_span(const DecodeTask& task, int64_t t, DecodeChunk& chunk) {
   const DecodeArgs& a = *task.args;
   const Span& span = task.span;
-  while (chunk.count < kChunk && t < task.split.end) {
+  while (chunk.count < chunk.limit && t < task.split.end) {
     const bool in_prefix = t < span.prefix;
     const int64_t position = in_prefix ? t : t - span.prefix + span.begin;
-    int64_t run = std::min(kChunk - chunk.count, (in_prefix ? span.prefix : task.split.end) - t);
+    int64_t run = std::min(chunk.limit - chunk.count, (in_prefix ? span.prefix : task.split.end) - t);
     run = std::min(run, task.split.end - t);
     if (a.table != nullptr) run = std::min(run, a.page_size - position % a.page_size);
     append_run(a, task.split, position, run, chunk);
@@ -52,7 +52,7 @@ int64_t gather_pages(const DecodeTask& task, int64_t t, DecodeChunk& chunk) {
   const DecodeArgs& a = *task.args;
   const PageUnion& selected = *task.selected;
   const int64_t rows = a.heads_q / a.heads_kv * a.rows, end = task.split.end * a.page_size;
-  while (chunk.count < kChunk && t < end) {
+  while (chunk.count < chunk.limit && t < end) {
     const int64_t slot = t / a.page_size, offset = t % a.page_size;
     const int64_t position = selected.page[static_cast<size_t>(slot)] * a.page_size + offset;
     const int64_t rest = std::min(a.page_size - offset, task.span.length - position);
@@ -60,7 +60,7 @@ int64_t gather_pages(const DecodeTask& task, int64_t t, DecodeChunk& chunk) {
       t += a.page_size - offset;
       continue;
     }
-    const int64_t run = std::min(kChunk - chunk.count, rest);
+    const int64_t run = std::min(chunk.limit - chunk.count, rest);
     std::fill_n(chunk.slot + chunk.count, run, static_cast<int32_t>(slot));
     append_run(a, task.split, position, run, chunk);
     for (int64_t w = 0; w < selected.words; ++w) {

@@ -9,8 +9,10 @@
 /// Which keys decode reads, in what order, and which rows see them.
 namespace fovea::kernels::cpu {
 
-/// Keys worked on at a time.
-inline constexpr int64_t kChunk = 64;
+/// Keys worked on at a time, at most: going back and forth between keys and values costs a memory latency.
+inline constexpr int64_t kChunk = 512;
+/// The same where rows are first copied as f32, which then come from a near cache.
+inline constexpr int64_t kCopiedChunk = 64;
 /// Splits of one sequence.
 inline constexpr int64_t kMaxSplits = 64;
 
@@ -34,7 +36,7 @@ struct DecodeSplit {
 
 /// The keys a task works on at a time.
 struct DecodeChunk {
-  int64_t count = 0;
+  int64_t count = 0, limit = kChunk;
   bool shared = true;  // every row selected every key
   int32_t position[kChunk];
   int32_t slot[kChunk];  // index into the page union

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scores and weighted sums of key and value rows wherever they lie, for a few query rows. Included once per
 // SIMD target.
+#include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "kernels/cpu/decode_plan.h"
 #include "kernels/cpu/matmul_vnni-inl.h"
@@ -114,6 +116,86 @@ void add_values(const void* const* v, int64_t count, const float* weights, int64
     add_columns<R, kColumns, T>(v, count, weights, column, width, values);
   for (; column < width; column += kLanes) add_columns<R, 1, T>(v, count, weights, column, width, values);
 }
+
+#if HWY_TARGET == HWY_AVX3
+// weights[0..count) = row rounded to bf16, and zeros up to the next multiple of 32; returns the sum of what
+// they were rounded to.
+FOVEA_BFLOAT16_DOTS inline float round_weights(const float* row, int64_t count, BFloat16* weights) {
+  const auto ones = (__m512bh)_mm512_set1_epi32(0x3F803F80);
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t j = 0; j < count; j += 32) {
+    const uint32_t inside = j + 32 <= count ? ~0u : (1u << (count - j)) - 1;
+    const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(inside), row + j);
+    const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(inside >> 16), row + j + 16);
+    const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
+    _mm512_storeu_si512(weights + j, (__m512i)both);
+    sum = _mm512_dpbf16_ps(sum, both, ones);
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+// The sums of add_columns by dots of the bf16 of two neighbouring keys. Interleaving two rows leaves every 32
+// channels in another order, that of `order_channels`.
+template <int R, int C>
+FOVEA_BFLOAT16_DOTS void dot_columns(const void* const* v, int64_t count, const BFloat16* weights,
+                                     int64_t column, int64_t width, float* values) {
+  __m512 sum[R][2 * C];
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < 2 * C; ++c) sum[r][c] = _mm512_loadu_ps(values + r * width + column + c * kLanes);
+  for (int64_t j = 0; j < count; j += 2) {
+    const BFloat16* even = static_cast<const BFloat16*>(v[j]) + column;
+    // Beside a last key stand zeros: its neighbour's weight is 0, but 0 times an infinity is no number.
+    const BFloat16* odd = j + 1 < count ? static_cast<const BFloat16*>(v[j + 1]) + column : nullptr;
+    __m512i pair[2 * C];
+#pragma GCC unroll 4
+    for (int c = 0; c < C; ++c) {
+      const __m512i a = _mm512_loadu_si512(even + 32 * c);
+      const __m512i b = odd ? _mm512_loadu_si512(odd + 32 * c) : _mm512_setzero_si512();
+      pair[2 * c] = _mm512_unpacklo_epi16(a, b);
+      pair[2 * c + 1] = _mm512_unpackhi_epi16(a, b);
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      int32_t both;
+      std::memcpy(&both, weights + r * kChunk + j, sizeof(both));
+      const auto weight = (__m512bh)_mm512_set1_epi32(both);
+#pragma GCC unroll 8
+      for (int c = 0; c < 2 * C; ++c) sum[r][c] = _mm512_dpbf16_ps(sum[r][c], (__m512bh)pair[c], weight);
+    }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+    for (int c = 0; c < 2 * C; ++c) _mm512_storeu_ps(values + r * width + column + c * kLanes, sum[r][c]);
+}
+
+// `width` is a multiple of 32. As many rows as leave 16 sums, whose dots cover each other's latency, and
+// whole rows of up to 128 channels, so that memory is read in order.
+inline constexpr int dot_rows_of(int64_t width) { return width % 128 == 0 ? 2 : 4; }
+
+template <int R>
+void dot_values(const void* const* v, int64_t count, const BFloat16* weights, int64_t width, float* values) {
+  int64_t column = 0;
+  if constexpr (R <= 2)
+    for (; column + 128 <= width; column += 128) dot_columns<R, 4>(v, count, weights, column, width, values);
+  for (; column + 64 <= width; column += 64) dot_columns<R, 2>(v, count, weights, column, width, values);
+  for (; column < width; column += 32) dot_columns<R, 1>(v, count, weights, column, width, values);
+}
+
+// Brings the sums of dot_values into the order of the channels.
+inline void order_channels(int64_t width, float* values) {
+  for (int64_t c = 0; c < width; c += 32) {
+    float mixed[32];
+    std::copy_n(values + c, 32, mixed);
+    for (int64_t i = 0; i < 16; ++i) {
+      values[c + i / 4 * 8 + i % 4] = mixed[i];
+      values[c + i / 4 * 8 + 4 + i % 4] = mixed[16 + i];
+    }
+  }
+}
+#endif
 
 }  // namespace
 }  // namespace fovea::kernels::HWY_NAMESPACE
