@@ -11,7 +11,7 @@ namespace fovea::kernels {
 struct Ceilings {
   int threads = 0;
   double f32_flops = 0;   ///< fused multiply-adds of floats from registers
-  double bf16_flops = 0;  ///< pairwise bf16 dot products into floats
+  double bf16_flops = 0;  ///< bf16 products summed in floats: pairwise dots, or AMX tiles
   double int8_ops = 0;    ///< four-way u8 x i8 dot products into 32-bit integers
   double read_bytes = 0;  ///< reading memory well beyond the caches
   double copy_bytes = 0;  ///< copying: bytes read plus bytes written

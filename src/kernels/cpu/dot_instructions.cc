@@ -49,7 +49,47 @@ bool has_bf16_tiles() {
 #endif
 }
 
-__attribute__((target("avx512f,avx512bw,avx512bf16"))) double bf16_dot_rounds(int64_t rounds, float* sink) {
+namespace {
+
+// Four accumulators of 16 x 16, as many as two operands each leave room for.
+__attribute__((target("amx-tile,amx-bf16"))) double bf16_tile_rounds(int64_t rounds, float* sink) {
+  struct Shape {  // as the instruction reads it
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+  };
+  alignas(64) Shape shape = {};
+  shape.palette = 1;
+  for (int i = 0; i < 8; ++i) shape.row_bytes[i] = 64, shape.rows[i] = 16;
+  alignas(64) float tile[256];
+  for (float& x : tile) x = *sink;
+  // The intrinsics do not tell the compiler what memory they touch.
+  asm volatile("" ::"r"(&shape), "r"(tile) : "memory");
+  _tile_loadconfig(&shape);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, tile, 64);
+  _tile_loadd(5, tile, 64);
+  _tile_loadd(6, tile, 64);
+  _tile_loadd(7, tile, 64);
+  for (int64_t i = 0; i < rounds; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, tile, 64);
+  _tile_release();
+  asm volatile("" ::"r"(tile) : "memory");
+  *sink = tile[0];
+  constexpr double kOperations = 2.0 * 16 * 16 * 32;
+  return 4 * kOperations * static_cast<double>(rounds);
+}
+
+__attribute__((target("avx512f,avx512bw,avx512bf16"))) double bf16_vector_rounds(int64_t rounds,
+                                                                                 float* sink) {
   const __m512 one = _mm512_set1_ps(1.0f + *sink);
   const auto x = _mm512_cvtne2ps_pbh(one, one);
   __m512 sums[kChains];
@@ -62,6 +102,12 @@ __attribute__((target("avx512f,avx512bw,avx512bf16"))) double bf16_dot_rounds(in
   _mm512_store_ps(lanes, total);
   *sink = lanes[0];
   return operations(rounds, 2);
+}
+
+}  // namespace
+
+double bf16_dot_rounds(int64_t rounds, float* sink) {
+  return has_bf16_tiles() ? bf16_tile_rounds(rounds, sink) : bf16_vector_rounds(rounds, sink);
 }
 
 __attribute__((target("avx512f,avx512bw,avx512vnni"))) double int8_dot_rounds(int64_t rounds, float* sink) {
