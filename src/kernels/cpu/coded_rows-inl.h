@@ -13,10 +13,8 @@
 // neighbouring rows; each of its four blocks of 16 bytes belongs to one key and one group. What is known per
 // key and group lies in vectors of 16 lanes: lane 4 b + i is for block b of vector i.
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
 #include "fovea/core/memory.h"
 #include "fovea/kernels/quantize.h"
@@ -45,9 +43,10 @@ struct CodeShape {
 
   int bits = 0;
   int64_t channels = 0;
-  int64_t vectors = 1;  // of a row that fills at least one
-  int64_t keys = 1;     // in a vector that is not filled by one row
-  int64_t blocks = 4;   // of a key in a vector
+  int64_t vectors = 1;        // of a row that fills at least one
+  int64_t scale_vectors = 1;  // of these, whose scales differ
+  int64_t keys = 1;           // in a vector that is not filled by one row
+  int64_t blocks = 4;         // of a key in a vector
   int64_t groups = 1;
   int64_t code_bytes = 0, scale_bytes = 0;            // of a row
   bool half = false;                                  // scales are f16
@@ -67,7 +66,7 @@ struct CodeShape {
     code_bytes = channels * bits / 8, scale_bytes = 2 * groups * size_of(rows.scale_type);
     if (code_bytes != 16 && code_bytes != 32 && code_bytes % 64 != 0) return false;
     vectors = std::max<int64_t>(1, code_bytes / 64), keys = std::max<int64_t>(1, 64 / code_bytes);
-    blocks = 4 / keys;
+    blocks = 4 / keys, scale_vectors = groups == 1 ? 1 : vectors;
     if (code_bytes == 0 || vectors > kMostVectors || scales_of_four() > 32 || rows.group * bits % 128 != 0 ||
         rows.code_stride != code_bytes || rows.scale_stride != scale_bytes)
       return false;
@@ -127,37 +126,55 @@ HWY_INLINE void prefetch_rows(const CodeShape& shape, const CodeRun& run, int64_
 /// t * bits .. of each of its 16-bit words.
 struct CodedQueries {
   memory::Buffer<int16_t> planes;  // [row, vector, plane, 32]
-  memory::Buffer<float> sums;      // [row, vector, 16]: of each block's channels
+  memory::Buffer<float> sums;      // [row, scale vector, 16]: of each block's channels
   memory::Buffer<float> factor;    // [row]: of a score
 
-  /// q [rows,width] holds scaled queries.
-  void set(const CodeShape& shape, const float* q, int64_t rows, int64_t width) {
+  /// q [rows,width] holds scaled queries, with whole vectors.
+  FOVEA_BYTE_DOTS void set(const CodeShape& shape, const float* q, int64_t rows, int64_t width) {
     const int64_t per_word = 16 / shape.bits, row_words = std::min<int64_t>(32, shape.code_bytes / 2);
+    const int64_t of_block = 128 / shape.bits;  // channels
     planes.reserve(rows * shape.vectors * per_word * 32);
-    sums.reserve(rows * shape.vectors * 16);
+    sums.reserve(rows * shape.scale_vectors * 16);
     factor.reserve(rows);
+    levels_.reserve(width);
     int16_t* plane = planes.data();
     float* sum = sums.data();
-    for (int64_t r = 0; r < rows; ++r, q += width) {
-      float top = 0;
-      bool finite = true;
-      for (int64_t c = 0; c < shape.channels; ++c) {
-        top = std::max(top, std::fabs(q[c]));
-        finite = finite && std::isfinite(q[c]);
-      }
-      factor.data()[r] = finite ? top / 32767.0f : std::numeric_limits<float>::quiet_NaN();
-      const float inverse = finite && top > 0x1p-100f ? 32767.0f / top : 0.0f;
-      for (int64_t v = 0; v < shape.vectors; ++v, sum += 16) {
-        std::fill_n(sum, 16, 0.0f);
-        for (int64_t t = 0; t < per_word; ++t)
-          for (int64_t word = 0; word < 32; ++word) {
-            const int64_t channel = (v * 32 + word % row_words) * per_word + t;
-            const auto level = static_cast<int16_t>(std::lrintf(finite ? q[channel] * inverse : 0.0f));
-            *plane++ = level;
-            for (int64_t i = 0; i < 4; ++i) sum[word / 8 * 4 + i] += static_cast<float>(level);
-          }
-      }
+    for (int64_t r = 0; r < rows; ++r, q += width, sum += shape.scale_vectors * 16) {
+      factor.data()[r] = set_levels(q, width);
+      for (int64_t v = 0; v < shape.vectors; ++v)
+        for (int64_t t = 0; t < per_word; ++t, plane += 32)
+          for (int64_t word = 0; word < 32; ++word)
+            plane[word] = levels_[(v * 32 + word % row_words) * per_word + t];
+      std::fill_n(sum, shape.scale_vectors * 16, 0.0f);
+      for (int64_t v = 0; v < shape.vectors; ++v)
+        for (int64_t b = 0; b < 4; ++b) {
+          const int16_t* block = levels_.data() + (v * 4 + b % shape.blocks) * of_block;
+          int32_t total = 0;
+          for (int64_t c = 0; c < of_block; ++c) total += block[c];
+          float* lanes = sum + v % shape.scale_vectors * 16 + 4 * b;
+          for (int64_t i = 0; i < 4; ++i) lanes[i] += static_cast<float>(total);
+        }
     }
+  }
+
+ private:
+  memory::Buffer<int16_t> levels_;  // of one row
+
+  // Returns the worth of a level.
+  FOVEA_BYTE_DOTS float set_levels(const float* q, int64_t width) {
+    __m512 top = _mm512_setzero_ps(), not_finite = top;
+    for (int64_t c = 0; c < width; c += 16) {
+      const __m512 x = _mm512_loadu_ps(q + c);
+      top = _mm512_max_ps(top, _mm512_abs_ps(x));
+      not_finite = _mm512_fmadd_ps(x, _mm512_setzero_ps(), not_finite);  // NaN from then on
+    }
+    const float largest = _mm512_reduce_max_ps(top);
+    const __m512 inverse = _mm512_set1_ps(largest > 0x1p-100f ? 32767.0f / largest : 0.0f);
+    for (int64_t c = 0; c < width; c += 16)
+      _mm256_storeu_si256(
+          reinterpret_cast<__m256i*>(levels_.data() + c),
+          _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(inverse, _mm512_loadu_ps(q + c)))));
+    return largest / 32767.0f + _mm512_reduce_add_ps(not_finite);
   }
 };
 
@@ -228,26 +245,27 @@ FOVEA_BYTE_DOTS void score_codes(const CodeShape& shape, const CodeRun& keys, in
   constexpr int64_t kVectorPlanes = 16 / kBits * 32;
   const int64_t q_step = shape.vectors * kVectorPlanes, code_step = shape.vectors * 64;
   const int16_t* q = queries.planes.data() + first * q_step;
-  const float* q_sums = queries.sums.data() + first * shape.vectors * 16;
+  const float* q_sums = queries.sums.data() + first * shape.scale_vectors * 16;
   const __m512i order = _mm512_load_si512(shape.score_lane);
   const int64_t steps = 4 / shape.keys;
   for (int64_t j = 0; j < count; j += 16) {
-    if (first == 0) prefetch_rows(shape_v, values, j, 16);
     __m512 parts[kRows][4];
     for (int64_t step = 0; step < steps; ++step) {
       const int64_t key = j + step * shape.keys_of_four();
-      for (int64_t v = 0; v < shape.vectors; ++v) {
+      if (first == 0) prefetch_rows(shape_v, values, key, shape.keys_of_four());
+      for (int64_t v = 0; v < shape.scale_vectors; ++v) {
         __m512i dots[kRows][4];
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
           for (int i = 0; i < 4; ++i) dots[r][i] = _mm512_setzero_si512();
-        add_planes<kBits, kRows>(keys.codes + key * shape.code_bytes + v * 64, code_step,
-                                 q + v * kVectorPlanes, q_step, dots);
+        for (int64_t part = v; part < shape.vectors; part += shape.scale_vectors)
+          add_planes<kBits, kRows>(keys.codes + key * shape.code_bytes + part * 64, code_step,
+                                   q + part * kVectorPlanes, q_step, dots);
         const ScalesAndZeros of_keys = load_scales(shape, keys.scales + key * shape.scale_bytes, v);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) {
-          const __m512 sum = _mm512_loadu_ps(q_sums + (r * shape.vectors + v) * 16);
+          const __m512 sum = _mm512_loadu_ps(q_sums + (r * shape.scale_vectors + v) * 16);
           const __m512 dot =
               _mm512_fnmadd_ps(of_keys.zero, sum, _mm512_cvtepi32_ps(sum_within_blocks(dots[r])));
           parts[r][step] = v == 0 ? _mm512_mul_ps(of_keys.scale, dot)

@@ -24,9 +24,9 @@ namespace {
 /// What the weighted sums of a chunk need beside its codes.
 struct CodedValues {
   memory::Buffer<uint8_t> quads;   // [vector, plane, step, 4, 64]: codes, four keys' side by side
-  memory::Buffer<float> scales;    // [vector, step, scale and zero, 16]
-  memory::Buffer<float> exact;     // [vector, step, 16]: p s
-  memory::Buffer<int8_t> weights;  // [row, vector, step, high and low, 64]
+  memory::Buffer<float> scales;    // [scale vector, step, scale and zero, 16]
+  memory::Buffer<float> exact;     // [scale vector, step, 16]: p s
+  memory::Buffer<int8_t> weights;  // [row, scale vector, step, high and low, 64]
 
   void reserve(const CodeShape& shape) {
     const int64_t steps = shape.vectors * cpu::kChunk / shape.keys_of_four();
@@ -70,6 +70,7 @@ FOVEA_BYTE_DOTS void make_quads(const CodeShape& shape, const CodeRun& run, int6
       for (int i = 0; i < 4; ++i)
         x[i] = _mm512_loadu_si512(run.codes + ((4 * step + i) * shape.vectors + v) * 64);
       store_quads<kBits>(x, to.quads.data() + (v * (8 / kBits) * steps + step) * 256, steps * 256);
+      if (v >= shape.scale_vectors) continue;
       const ScalesAndZeros s = load_scales(shape, run.scales + step * keys_of_step * shape.scale_bytes, v);
       _mm512_storeu_ps(to.scales.data() + (v * steps + step) * 32, s.scale);
       _mm512_storeu_ps(to.scales.data() + (v * steps + step) * 32 + 16, s.zero);
@@ -77,8 +78,8 @@ FOVEA_BYTE_DOTS void make_quads(const CodeShape& shape, const CodeRun& run, int6
   }
 }
 
-/// Makes weights [vector, step, high and low, 64] of one row. Returns the worth of a unit of the low part;
-/// offsets[vector][b] = the sum of weight * zero over what is in block b.
+/// Makes weights [scale vector, step, high and low, 64] of one row. Returns the worth of a unit of the low
+/// part; offsets[scale vector][b] = the sum of weight * zero over what is in block b.
 FOVEA_BYTE_DOTS inline float make_weights(const CodeShape& shape, const float* scales, const float* p,
                                           int64_t steps, float* exact, int8_t* weights,
                                           float (&offsets)[CodeShape::kMostVectors][4]) {
@@ -90,7 +91,7 @@ FOVEA_BYTE_DOTS inline float make_weights(const CodeShape& shape, const float* s
   __m512 top = nothing, not_finite = nothing;
   for (int64_t step = 0; step < steps; ++step) {
     const __m512 of_step = _mm512_permutexvar_ps(order, _mm512_maskz_loadu_ps(of_keys, p + step * keys));
-    for (int64_t v = 0; v < shape.vectors; ++v) {
+    for (int64_t v = 0; v < shape.scale_vectors; ++v) {
       const __m512 w = _mm512_mul_ps(of_step, _mm512_loadu_ps(scales + (v * steps + step) * 32));
       top = _mm512_max_ps(top, _mm512_abs_ps(w));
       not_finite = _mm512_fmadd_ps(w, nothing, not_finite);  // NaN from then on
@@ -101,7 +102,7 @@ FOVEA_BYTE_DOTS inline float make_weights(const CodeShape& shape, const float* s
   const float unit = largest / kLargest + _mm512_reduce_add_ps(not_finite);
   const __m512 inverse = _mm512_set1_ps(largest > 0x1p-100f ? kLargest / largest : 0.0f);
   const __m512i low_bytes = _mm512_set1_epi32(0x0C080400), high_bytes = _mm512_set1_epi32(0x0D090501);
-  for (int64_t v = 0; v < shape.vectors; ++v) {
+  for (int64_t v = 0; v < shape.scale_vectors; ++v) {
     __m512 sum = nothing;
     for (int64_t step = 0; step < steps; ++step, scales += 32, exact += 16, weights += 128) {
       const __m512i w = _mm512_cvtps_epi32(_mm512_mul_ps(inverse, _mm512_loadu_ps(exact)));
@@ -172,24 +173,25 @@ template <int kBits, int kRows>
 FOVEA_BYTE_DOTS void add_quads(const CodeShape& shape, int64_t steps, const float* p, CodedValues& scratch,
                                float* values, int64_t width) {
   constexpr int kPlanes = 8 / kBits;
-  const int64_t row_weights = shape.vectors * steps * 128;
+  const int64_t row_weights = shape.scale_vectors * steps * 128;
   float unit[kRows], offsets[kRows][CodeShape::kMostVectors][4];
   for (int r = 0; r < kRows; ++r)
     unit[r] = make_weights(shape, scratch.scales.data(), p + r * cpu::kChunk, steps, scratch.exact.data(),
                            scratch.weights.data() + r * row_weights, offsets[r]);
   for (int64_t v = 0; v < shape.vectors; ++v) {
+    const int64_t scaled = v % shape.scale_vectors;
     __m512i sums[kPlanes][kRows][4];
 #pragma GCC unroll 4
     for (int plane = 0; plane < kPlanes; ++plane)
       sum_quads<kRows>(scratch.quads.data() + (v * kPlanes + plane) * steps * 256,
-                       scratch.weights.data() + v * steps * 128, row_weights, steps, sums[plane]);
+                       scratch.weights.data() + scaled * steps * 128, row_weights, steps, sums[plane]);
     for (int r = 0; r < kRows; ++r)
       for (int64_t b = 0; b < shape.blocks; ++b) {
         __m512i x[kPlanes];
         float offset = 0;
         for (int plane = 0; plane < kPlanes; ++plane) x[plane] = _mm512_setzero_si512();
         for (int64_t same = b; same < 4; same += shape.blocks) {
-          offset += offsets[r][v][same];
+          offset += offsets[r][scaled][same];
           for (int plane = 0; plane < kPlanes; ++plane)
             x[plane] = _mm512_add_epi32(x[plane], sums[plane][r][same]);
         }
