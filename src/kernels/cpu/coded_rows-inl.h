@@ -131,6 +131,7 @@ struct CodedQueries {
 
   /// q [rows,width] holds scaled queries, with whole vectors.
   FOVEA_BYTE_DOTS void set(const CodeShape& shape, const float* q, int64_t rows, int64_t width) {
+    // A power of two.
     const int64_t per_word = 16 / shape.bits, row_words = std::min<int64_t>(32, shape.code_bytes / 2);
     const int64_t of_block = 128 / shape.bits;  // channels
     planes.reserve(rows * shape.vectors * per_word * 32);
@@ -144,7 +145,7 @@ struct CodedQueries {
       for (int64_t v = 0; v < shape.vectors; ++v)
         for (int64_t t = 0; t < per_word; ++t, plane += 32)
           for (int64_t word = 0; word < 32; ++word)
-            plane[word] = levels_[(v * 32 + word % row_words) * per_word + t];
+            plane[word] = levels_[(v * 32 + (word & (row_words - 1))) * per_word + t];
       std::fill_n(sum, shape.scale_vectors * 16, 0.0f);
       for (int64_t v = 0; v < shape.vectors; ++v)
         for (int64_t b = 0; b < 4; ++b) {
