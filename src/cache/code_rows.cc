@@ -54,15 +54,18 @@ void CodeRows::write(int64_t lane, int64_t row, int64_t count, const float* x, i
 }
 
 void CodeRows::read(int64_t lane, int64_t row, int64_t count, float* x) const {
-  kernels::dequantize_affine_rows({.codes = codes_.row<uint8_t>(lane, row),
-                                   .scales = scales_.row<std::byte>(lane, row),
-                                   .code_stride = codes_.row_bytes(),
-                                   .scale_stride = scales_.row_bytes(),
-                                   .scale_type = format_.scale_type,
-                                   .channels = channels_,
-                                   .group = format_.group,
-                                   .bits = format_.bits},
-                                  count, x);
+  kernels::dequantize_affine_rows(view(lane, row), count, x);
+}
+
+kernels::AffineRows CodeRows::view(int64_t lane, int64_t row) const {
+  return {.codes = codes_.row<uint8_t>(lane, row),
+          .scales = scales_.row<std::byte>(lane, row),
+          .code_stride = codes_.row_bytes(),
+          .scale_stride = scales_.row_bytes(),
+          .scale_type = format_.scale_type,
+          .channels = channels_,
+          .group = format_.group,
+          .bits = format_.bits};
 }
 
 void CodeRows::save(ByteWriter& out) const {

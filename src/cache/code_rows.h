@@ -29,6 +29,8 @@ class CodeRows {
   void write(int64_t lane, int64_t row, int64_t count, const float* x, int64_t stride);
   /// x [count,channels], contiguous.
   void read(int64_t lane, int64_t row, int64_t count, float* x) const;
+  /// Where the rows of a lane lie, from `row` on.
+  kernels::AffineRows view(int64_t lane, int64_t row) const;
   void save(ByteWriter& out) const;
   void load(ByteReader& in, int64_t rows);
 

@@ -41,14 +41,15 @@ kernels::AttentionResult CodedStorage::attend(const Tensor& q, const Tensor& pag
   }
   bytes_read_ = tokens * token_bytes() / groups;
 
-  const kernels::CodedKv kv{.heads = heads_,
-                            .dim = dim_,
-                            .dim_v = dim_v_,
-                            .length = slots(),
-                            .heads_together = heads_together(),
-                            .read = [this](int64_t head, int64_t slot, int64_t count, float* k, float* v) {
-                              decode_rows(head, slot, count, k, v);
-                            }};
+  kernels::CodedKv kv{.heads = heads_,
+                      .dim = dim_,
+                      .dim_v = dim_v_,
+                      .length = slots(),
+                      .heads_together = heads_together(),
+                      .read = [this](int64_t head, int64_t slot, int64_t count, float* k, float* v) {
+                        decode_rows(head, slot, count, k, v);
+                      }};
+  view_rows(kv);
   auto result = kernels::decode(q, kv, pages, page_size);
   restore_values(result.o);
   return result;

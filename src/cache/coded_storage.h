@@ -25,6 +25,8 @@ class CodedStorage : public Storage {
   /// [count,heads_together(),Dv] in the basis of the codes, both contiguous; nullptr: v is not read. Called
   /// by several threads at a time.
   virtual void decode_rows(int64_t head, int64_t slot, int64_t count, float* k, float* v) const = 0;
+  /// Sets rows_k and rows_v where decode_rows only decodes rows of codes.
+  virtual void view_rows(kernels::CodedKv&) const {}
   /// Takes rows [...,Dv], contiguous, from the basis of the codes to that of the values, in place. Linear, so
   /// that weighted sums of values may be taken first.
   virtual void restore_values(const Tensor&) const {}

@@ -54,6 +54,13 @@ void RtnStorage::decode_rows(int64_t head, int64_t slot, int64_t count, float* k
   if (v != nullptr) v_.read(head, slot, count, v);
 }
 
+void RtnStorage::view_rows(kernels::CodedKv& kv) const {
+  for (int64_t head = 0; head < heads_; ++head) {
+    kv.rows_k.push_back(k_.view(head, 0));
+    kv.rows_v.push_back(v_.view(head, 0));
+  }
+}
+
 void RtnStorage::save(ByteWriter& out) const {
   k_.save(out);
   v_.save(out);

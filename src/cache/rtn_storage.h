@@ -41,6 +41,7 @@ class RtnStorage : public CodedStorage {
   int64_t heads_together() const override { return 1; }
   int64_t token_bytes() const override { return heads_ * (k_.row_bytes() + v_.row_bytes()); }
   void decode_rows(int64_t head, int64_t slot, int64_t count, float* k, float* v) const override;
+  void view_rows(kernels::CodedKv& kv) const override;
 
   CodeRows k_, v_;  // lanes are heads
 };

@@ -3,9 +3,11 @@
 
 #include <functional>
 #include <span>
+#include <vector>
 
 #include "fovea/core/tensor.h"
 #include "fovea/kernels/key_plan.h"
+#include "fovea/kernels/quantize.h"
 
 /// Exact softmax attention over all, planned or selected keys.
 ///
@@ -134,6 +136,10 @@ struct CodedKv {
   /// [count,heads_together,dim] and v [count,heads_together,dim_v], contiguous. Called by several threads at
   /// a time.
   std::function<void(int64_t head, int64_t token, int64_t count, float* k, float* v)> read;
+  /// [heads], or empty: what `read` would decode, where that is rows of codes. Where the processor can,
+  /// scores and sums are then taken from the codes themselves, with queries and weights rounded to 16 bits
+  /// (outputs differ by some 1e-5 of the values' magnitude); `read` serves keys that only some rows see.
+  std::vector<AffineRows> rows_k = {}, rows_v = {};
 };
 /// The same over such a sequence: q [1,Hq,Tq,D] f32. `pages` are of `page_size` tokens each.
 AttentionResult decode(const Tensor& q, const CodedKv& kv, const Tensor& pages = {}, int64_t page_size = 0,

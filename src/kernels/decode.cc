@@ -33,6 +33,22 @@ DecodeArgs::Rows check_scores(const char* name, const Tensor& t, DType type, con
   return {t.dim(0) == 1 ? 0 : t.stride(0), t.dim(1) == 1 ? 0 : t.stride(1), t.stride(2)};
 }
 
+void check_rows(const CodedKv& kv) {
+  const auto heads = static_cast<int64_t>(kv.rows_k.size());
+  require(
+      kv.rows_k.size() == kv.rows_v.size() && (heads == 0 || (heads == kv.heads && kv.heads_together == 1)),
+      "decode: ", heads, " keys and ", kv.rows_v.size(), " values in rows of codes do not fit ", kv.heads,
+      " heads read ", kv.heads_together, " at a time");
+  const auto fits = [](const AffineRows& rows, int64_t channels) {
+    return rows.channels == channels && rows.group >= 1 && channels % rows.group == 0 &&
+           (rows.scale_type == DType::f32 || rows.scale_type == DType::f16);
+  };
+  for (size_t h = 0; h < kv.rows_k.size(); ++h)
+    require(fits(kv.rows_k[h], kv.dim) && fits(kv.rows_v[h], kv.dim_v), "decode: rows of codes of head ", h,
+            " do not hold ", kv.dim, " and ", kv.dim_v,
+            " channels in whole groups with scales of f32 or f16");
+}
+
 // The parts of a call that do not depend on how keys are held, and the tensors its arguments point into.
 struct DecodeOptions {
   Tensor chosen, sink, slopes;
@@ -168,6 +184,7 @@ AttentionResult decode(const Tensor& q, const CodedKv& kv, const Tensor& pages, 
           "decode: a coded sequence has ", kv.length, " tokens of ", kv.dim_v, " channels");
   require(static_cast<bool>(kv.read), "decode: a coded sequence cannot be read");
   require(!pages || page_size >= 1, "decode: page_size = ", page_size, " is not positive");
+  check_rows(kv);
   AttentionResult result{Tensor::empty({1, q.dim(1), q.dim(2), kv.dim_v}),
                          Tensor::empty({1, q.dim(1), q.dim(2)})};
   const auto length = static_cast<int32_t>(kv.length);

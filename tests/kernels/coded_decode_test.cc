@@ -140,6 +140,11 @@ TEST_F(CodedDecode, RefusesWhatDoesNotFit) {
   kv = in.coded(1);
   kv.read = nullptr;
   expect_refused([&] { kernels::decode(in.q, kv); }, "cannot be read");
+  kv = in.coded(1);
+  kv.rows_k.resize(2);
+  expect_refused([&] { kernels::decode(in.q, kv); }, "2 keys and 0 values in rows of codes");
+  kv.rows_v.resize(2);
+  expect_refused([&] { kernels::decode(in.q, kv); }, "do not hold 16 and 16 channels");
   expect_refused(
       [&] {
         kernels::decode(in.q, in.coded(1), Tensor::zeros({1, 4, 1, 1}, DType::i32));

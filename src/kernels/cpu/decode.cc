@@ -19,6 +19,7 @@
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/decode.cc"
 #include "hwy/foreach_target.h"
+#include "kernels/cpu/coded_values-inl.h"
 #include "kernels/cpu/decode_rows-inl.h"
 
 #ifndef FOVEA_KERNELS_CPU_DECODE_ONCE
@@ -324,6 +325,26 @@ void attend_coded(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, 
   }
 }
 
+#if FOVEA_CODED_DOTS
+// A chunk whose keys all rows see, from the codes themselves.
+void attend_coded_rows(const DecodeTask& task, Scratch& scratch, CodedHead& codes, const DecodeChunk& chunk,
+                       const Partial& out) {
+  const DecodeArgs& a = *task.args;
+  const int64_t group = a.heads_q / a.heads_kv, rows = group * a.rows, width_v = padded(a.dim_v);
+  const auto head = static_cast<size_t>(task.split.head);
+  float* scores = scratch.scores.data();
+  codes.set_chunk(a.coded->rows_k[head], a.coded->rows_v[head], chunk);
+  for_row_blocks<kRows>(
+      rows, [&](int64_t r, auto block) HWY_ATTR { codes.score<block.value>(r, scores + r * kChunk); });
+  for (int64_t r = 0; r < rows; ++r) {
+    float* s = scores + r * kChunk;
+    adjust_scores(task, chunk, task.split.head * group + r / a.rows, r % a.rows, s);
+    softmax_row(s, chunk.count, out.maximum + r, out.sum + r, out.values + r * width_v, width_v);
+  }
+  codes.add_values(scores, rows, out.values, width_v);
+}
+#endif
+
 template <class T>
 void attend_split_of(const DecodeTask& task, Scratch& scratch, const Partial& out) {
   const DecodeArgs& a = *task.args;
@@ -353,12 +374,25 @@ void attend_split_of(const DecodeTask& task, Scratch& scratch, const Partial& ou
   std::fill_n(out.weight_sum, rows, 0.0f);
   std::fill_n(out.values, rows * width_v, 0.0f);
 
+#if FOVEA_CODED_DOTS
+  thread_local CodedHead codes;
+  const auto head = static_cast<size_t>(task.split.head);
+  const bool by_codes =
+      coded && !a.coded->rows_k.empty() && codes.set(a.coded->rows_k[head], a.coded->rows_v[head]);
+  if (by_codes) codes.queries.set(codes.k, scratch.q.data(), rows, width);
+#endif
   int64_t t = task.split.begin * (task.selected ? a.page_size : 1);
   for (;;) {
     chunk.count = 0;
     chunk.shared = true;
     t = cpu::gather(task, t, chunk);
     if (chunk.count == 0) break;
+#if FOVEA_CODED_DOTS
+    if (by_codes && all_visible(task, chunk)) {
+      attend_coded_rows(task, scratch, codes, chunk, out);
+      continue;
+    }
+#endif
     if (coded) {
       attend_coded(task, scratch, chunk, out);
       continue;
