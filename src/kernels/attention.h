@@ -138,7 +138,7 @@ struct CodedKv {
   std::function<void(int64_t head, int64_t token, int64_t count, float* k, float* v)> read;
   /// [heads], or empty: what `read` would decode, where that is rows of codes. Where the processor can,
   /// scores and sums are then taken from the codes themselves, with queries and weights rounded to 16 bits
-  /// (outputs differ by some 1e-5 of the values' magnitude); `read` serves keys that only some rows see.
+  /// (outputs differ by up to 1e-4 of the values' magnitude); `read` serves keys that only some rows see.
   std::vector<AffineRows> rows_k = {}, rows_v = {};
 };
 /// The same over such a sequence: q [1,Hq,Tq,D] f32. `pages` are of `page_size` tokens each.

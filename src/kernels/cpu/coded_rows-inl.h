@@ -7,7 +7,7 @@
 //   q . k_j        = sum over groups of s_jg (q_g . codes_jg - z_jg sum q_g)
 //   sum_j p_j v_jc = sum_j (p_j s_jg) codes_jc - sum_j p_j s_jg z_jg
 // q is rounded to 16 bits of its row's largest magnitude, and p s to 16 bits of the largest of a chunk of
-// keys: outputs differ from those of the decoded rows by some 1e-5 of the values' magnitude.
+// keys: outputs differ from those of the decoded rows by up to 1e-4 of the values' magnitude.
 //
 // Codes are taken in vectors of 64 bytes, four of them at a time. A vector holds a part of one row or a few
 // neighbouring rows; each of its four blocks of 16 bytes belongs to one key and one group. What is known per
