@@ -14,6 +14,8 @@ echo "== one decoded token over a long cache"
 "$fovea" bench flash-attention quest --queries 1 --length 8k,32k --heads 9/3 --dim 64 --causal "$@"
 echo "== training"
 "$fovea" bench flash-attention-backward memory-efficient-attention-backward --length 2k --heads 9/3 --dim 64 --causal "$@"
+echo "== the kernels"
+"$fovea" bench --kernels
 if $peers; then
   echo "== the model runner beside llama.cpp, same file, same threads, alternating"
   bench/peers/beside_llama_cpp.sh

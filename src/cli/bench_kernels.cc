@@ -24,7 +24,10 @@ struct KernelRow {
   double seconds = 0, other_seconds = 0;
 
   double work() const {
-    return other->flops > 0 ? subject.flops / other->flops : subject.bytes / other->bytes;
+    // What binds the case that it stands beside: a decoded token's operations do not.
+    constexpr double kOperationsPerByte = 16;
+    const bool compute = other->flops > kOperationsPerByte * other->bytes;
+    return compute ? subject.flops / other->flops : subject.bytes / other->bytes;
   }
   double time() const { return seconds / other_seconds; }
 };

@@ -3,6 +3,7 @@
 
 #include "cli/key_plans.h"
 #include "cli/table.h"
+#include "fovea/cache/storage.h"
 #include "fovea/core/rng.h"
 #include "fovea/core/thread_pool.h"
 #include "fovea/kernels/attention.h"
@@ -151,6 +152,24 @@ KernelCase decode_case(const Sizes& s) {
           }};
 }
 
+// What a cache holds in codes, `row_bytes` for a key or value, beside the bf16 case at `beside`.
+KernelCase coded_case(const Sizes& s, const cache::PolicySpec& storage, int64_t row_bytes, int beside) {
+  const cache::CacheShape shape{.heads_q = s.heads_q, .heads_kv = s.heads_kv, .dim = s.dim, .dim_v = s.dim};
+  const auto fill = [s, storage, shape] {
+    const Problem p = make(s);
+    std::shared_ptr<cache::Storage> held = cache::make_storage(storage, s.heads_kv, shape);
+    held->write({.k = p.k.select(0, 0), .v = p.v.select(0, 0)}, 0, s.keys, 0);
+    return held;
+  };
+  std::string name = storage.name;
+  for (const auto& [key, value] : storage.options) name += " " + key + "=" + value;
+  KernelCase coded{name + s.text().substr(s.text().find(' ')), s.flops(),
+                   static_cast<double>(2 * s.heads_kv * s.keys * row_bytes), DType::f32,
+                   [s, fill] { return [q = make(s).q, held = fill()] { held->attend(q, {}, 0); }; }};
+  coded.beside = beside;
+  return coded;
+}
+
 std::vector<KernelCase> decode_cases() {
   std::vector<KernelCase> cases;
   for (int64_t keys : {8192, 32768, 131072})
@@ -158,6 +177,16 @@ std::vector<KernelCase> decode_cases() {
       cases.push_back(decode_case(step(keys, 32, 8, 128, dtype)));
       cases.push_back(decode_case(step(keys, 9, 3, 64, dtype)));
     }
+  constexpr int kWide = 6, kNarrow = 7;  // the bf16 cases of 32k keys
+  for (int bits : {8, 4, 2}) {
+    const cache::PolicySpec storage{"rtn", {{"bits", std::to_string(bits)}, {"group", "64"}}};
+    constexpr int64_t kScaleAndZero = 4;
+    const auto add = [&](const Sizes& s, int beside) {
+      cases.push_back(coded_case(s, storage, s.dim * bits / 8 + s.dim / 64 * kScaleAndZero, beside));
+    };
+    add(step(32768, 32, 8, 128, DType::f32), kWide);
+    add(step(32768, 9, 3, 64, DType::f32), kNarrow);
+  }
   return cases;
 }
 
