@@ -480,6 +480,15 @@ namespace {
 HWY_EXPORT(attend_split);
 HWY_EXPORT(merge_row);
 
+// Outside `cpu`, which has target namespaces of its own.
+void attend_split_here(const cpu::DecodeTask& task, Scratch& scratch, const Partial& out) {
+  HWY_DYNAMIC_DISPATCH(attend_split)(task, scratch, out);
+}
+void merge_row_here(const Partial& part, int64_t splits, int64_t step, float sink, const DecodeArgs& a,
+                    int64_t row) {
+  HWY_DYNAMIC_DISPATCH(merge_row)(part, splits, step, sink, a, row);
+}
+
 }  // namespace
 
 void cpu::decode(const DecodeArgs& a) {
@@ -499,7 +508,7 @@ void cpu::decode(const DecodeArgs& a) {
     const cpu::DecodeTask task{
         &a, split, cpu::span_of(a, split.batch),
         a.pages ? &plan.unions[static_cast<size_t>(split.batch * a.heads_kv + split.head)] : nullptr};
-    HWY_DYNAMIC_DISPATCH(attend_split)(task, scratch, Partial(partials.data() + i * step, rows));
+    attend_split_here(task, scratch, Partial(partials.data() + i * step, rows));
   });
   parallel_for(a.batch * a.heads_kv, [&](int64_t i, int) {
     const int64_t first = plan.first_split[static_cast<size_t>(i)];
@@ -507,8 +516,7 @@ void cpu::decode(const DecodeArgs& a) {
     const Partial partial(partials.data() + first * step, rows);
     for (int64_t r = 0; r < rows; ++r) {
       const float sink = a.sink ? a.sink[i % a.heads_kv * group + r / a.rows] : -kInfinity;
-      HWY_DYNAMIC_DISPATCH(merge_row)
-      (partial.from_row(r, width), splits, step, sink, a, i * rows + r);
+      merge_row_here(partial.from_row(r, width), splits, step, sink, a, i * rows + r);
     }
   });
 }
