@@ -2,14 +2,13 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "fovea/core/memory.h"
 #include "fovea/core/rng.h"
 #include "fovea/core/thread_pool.h"
 #include "fovea/kernels/attention.h"
-#include "tests/support/reference.h"
+#include "tests/support/attention_problem.h"
 
 namespace fovea {
 namespace {
@@ -18,6 +17,7 @@ using kernels::AttentionParams;
 using kernels::AttentionResult;
 using kernels::CodedKv;
 using kernels::PagedKv;
+using reference::same_bits;
 
 struct Sizes {
   int64_t heads_q, heads_kv, rows, keys, dim, dim_v;
@@ -44,10 +44,6 @@ struct Inputs {
     return kv;
   }
 };
-
-bool same_bits(const Tensor& a, const Tensor& b) {
-  return a.shape() == b.shape() && std::memcmp(a.raw(), b.raw(), static_cast<size_t>(a.bytes())) == 0;
-}
 
 void expect_same(const AttentionResult& a, const AttentionResult& b) {
   EXPECT_TRUE(same_bits(a.o, b.o));

@@ -11,7 +11,7 @@
 #include "fovea/core/rng.h"
 #include "fovea/core/thread_pool.h"
 #include "fovea/kernels/attention.h"
-#include "tests/support/reference.h"
+#include "tests/support/attention_problem.h"
 
 namespace fovea {
 namespace {
@@ -19,6 +19,7 @@ namespace {
 using kernels::AttentionParams;
 using kernels::AttentionResult;
 using kernels::PagedKv;
+using reference::same_bits;
 
 struct Sizes {
   int64_t batch, heads_q, heads_kv, rows, keys, dim, dim_v;
@@ -105,10 +106,6 @@ reference::Result expected(const Inputs& in, const AttentionParams& params = {},
 void expect_close(const AttentionResult& got, const reference::Result& want, double tolerance) {
   EXPECT_LE(reference::relative_error(got.o, want.o), tolerance);
   EXPECT_LE(reference::relative_error(got.lse, want.lse), 1e-5);
-}
-
-bool same_bits(const Tensor& a, const Tensor& b) {
-  return a.shape() == b.shape() && std::memcmp(a.raw(), b.raw(), static_cast<size_t>(a.bytes())) == 0;
 }
 
 double tolerance_of(DType type) { return type == DType::f32 ? 2e-6 : type == DType::f16 ? 6e-4 : 5e-3; }

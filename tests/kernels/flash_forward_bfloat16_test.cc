@@ -6,7 +6,7 @@
 
 #include "fovea/core/memory.h"
 #include "fovea/kernels/attention.h"
-#include "tests/support/attention_problem.h"
+#include "tests/support/score_terms.h"
 
 // bf16 inputs on every SIMD target, those with native bf16 arithmetic among them.
 namespace fovea {
@@ -28,14 +28,7 @@ constexpr double kLseTolerance = 1e-5;  // products of bf16 are exact, and so is
 Inputs bfloat16_inputs(const Sizes& s) { return random_inputs(s, 1, DType::bf16); }
 
 void expect_matches_on_every_target(const Inputs& in, const AttentionParams& params) {
-  const reference::Result want = reference::attention(reference::problem_of(in, params));
-  reference::for_each_simd_target([&](const std::string& target) {
-    SCOPED_TRACE(target);
-    const AttentionResult got = flash_forward(in.q, in.k, in.v, params);
-    EXPECT_EQ(got.o.dtype(), DType::bf16);
-    EXPECT_LE(relative_error(got.o, want.o), kTolerance);
-    EXPECT_LE(relative_error(got.lse, want.lse), kLseTolerance);
-  });
+  reference::expect_forward_on_every_target(in, params, kTolerance, kLseTolerance);
 }
 
 class FlashForwardBFloat16 : public ::testing::Test {
@@ -67,9 +60,7 @@ TEST_F(FlashForwardBFloat16, LongRowsKeepTheStatedError) {
 
 TEST_F(FlashForwardBFloat16, WindowsHideKeysOnBothSidesAndKeepThePrefix) {
   for (const Sizes& s : {Sizes{1, 2, 1, 300, 300, 16, 16}, Sizes{1, 1, 1, 40, 700, 8, 24}})
-    for (const Visibility& visible :
-         {Visibility{0, 0, 0}, Visibility{5, 0, 0}, Visibility{70, 3, 0}, Visibility{-1, 9, 0},
-          Visibility{20, -1, 0}, Visibility{30, 0, 4}, Visibility{200, 0, 65}, Visibility{10, 0, 400}}) {
+    for (const Visibility& visible : reference::windows()) {
       SCOPED_TRACE(::testing::Message() << s << " left " << visible.window_left << " right "
                                         << visible.window_right << " prefix " << visible.prefix);
       expect_matches_on_every_target(bfloat16_inputs(s), {.visible = visible});
@@ -77,39 +68,8 @@ TEST_F(FlashForwardBFloat16, WindowsHideKeysOnBothSidesAndKeepThePrefix) {
 }
 
 TEST_F(FlashForwardBFloat16, EveryTermOfTheScoreAloneAndTogether) {
-  const Sizes s{2, 4, 2, 67, 230, 24, 40};
-  const Inputs in = bfloat16_inputs(s);
-  AttentionParams all;
-  all.visible = Visibility{.window_left = 150, .window_right = 2, .prefix = 3};
-  all.scale = 0.3f;
-  all.softcap = 2.5f;
-  all.k_len = Tensor::from(std::vector<int32_t>{230, 71}, {2});
-  all.sink = random_normal({4}, 3);
-  all.bias = random_normal({1, 4, 67, 230}, 4);
-  all.mask = Tensor::zeros({2, 1, 67, 230}, DType::u8);
-  for (int64_t i = 0; i < all.mask.size(); ++i) all.mask.data<uint8_t>()[i] = (i * 2654435761u >> 7) % 3 != 0;
-  all.slopes = Tensor::from(std::vector<float>{0.5f, 0.25f, 0.01f, 0.0f}, {4});
-  all.bias_q = random_normal({2, 4, 67, 3}, 5);
-  all.bias_k = random_normal({2, 1, 230, 3}, 6);
-
-  std::vector<std::pair<const char*, AttentionParams>> cases = {{"all", all}};
-  auto alone = [&](const char* name, auto member) {
-    AttentionParams params;
-    params.*member = all.*member;
-    cases.emplace_back(name, params);
-  };
-  alone("scale", &AttentionParams::scale);
-  alone("softcap", &AttentionParams::softcap);
-  alone("k_len", &AttentionParams::k_len);
-  alone("sink", &AttentionParams::sink);
-  alone("bias", &AttentionParams::bias);
-  alone("mask", &AttentionParams::mask);
-  alone("slopes", &AttentionParams::slopes);
-  AttentionParams low_rank;
-  low_rank.bias_q = all.bias_q, low_rank.bias_k = all.bias_k;
-  cases.emplace_back("low rank", low_rank);
-
-  for (const auto& [name, params] : cases) {
+  const Inputs in = bfloat16_inputs(reference::kTermSizes);
+  for (const auto& [name, params] : reference::score_terms()) {
     SCOPED_TRACE(name);
     expect_matches_on_every_target(in, params);
   }

@@ -9,7 +9,7 @@
 #include "fovea/core/memory.h"
 #include "fovea/core/rng.h"
 #include "fovea/kernels/attention.h"
-#include "tests/support/attention_problem.h"
+#include "tests/support/score_terms.h"
 
 namespace fovea {
 namespace {
@@ -25,13 +25,7 @@ using reference::same_bits;
 using reference::Sizes;
 
 void expect_matches_on_every_target(const Inputs& in, const AttentionParams& params, double tolerance) {
-  const reference::Result want = reference::attention(reference::problem_of(in, params));
-  reference::for_each_simd_target([&](const std::string& target) {
-    SCOPED_TRACE(target);
-    const AttentionResult got = flash_forward(in.q, in.k, in.v, params);
-    EXPECT_LE(relative_error(got.o, want.o), tolerance);
-    EXPECT_LE(relative_error(got.lse, want.lse), tolerance);
-  });
+  reference::expect_forward_on_every_target(in, params, tolerance, tolerance);
 }
 
 /// Windows: many sequences of so few keys that they take one pass.

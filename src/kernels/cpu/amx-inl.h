@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of bf16 pairs by AMX tiles. Included once per SIMD target, and empty like bfloat16-inl.h.
 #include "kernels/cpu/bfloat16-inl.h"
+#include "kernels/cpu/tile_shape.h"
 
 #if defined(FOVEA_KERNELS_CPU_AMX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOVEA_KERNELS_CPU_AMX_INL_H_
@@ -17,32 +18,20 @@ namespace fovea::kernels::HWY_NAMESPACE {
 #undef FOVEA_AMX
 #define FOVEA_AMX __attribute__((target(HWY_TARGET_STR ",amx-tile,amx-bf16")))
 
-/// A tile has 16 rows of 64 bytes: 16 f32, or 16 pairs.
-inline constexpr int64_t kTileRows = 16;
-inline constexpr int64_t kTilePairs = 16;
+using cpu::kTilePairs;
+using cpu::kTileRows;
 
 /// While one lives, its thread's tile registers are usable: eight of 16 rows of 64 bytes.
 class TileRegisters {
  public:
   FOVEA_AMX TileRegisters() {
-    alignas(64) Shape shape = {};
-    shape.palette = 1;
-    for (int i = 0; i < 8; ++i) shape.row_bytes[i] = 64, shape.rows[i] = kTileRows;
-    // The intrinsic tells the compiler of the first eight bytes only.
+    const cpu::TileShape shape;
     asm volatile("" ::"r"(&shape) : "memory");
     _tile_loadconfig(&shape);
   }
   FOVEA_AMX ~TileRegisters() { _tile_release(); }
   TileRegisters(const TileRegisters&) = delete;
   TileRegisters& operator=(const TileRegisters&) = delete;
-
- private:
-  struct Shape {  // as the instruction reads it
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-  };
-  static_assert(sizeof(Shape) == 64);
 };
 
 /// A product whose A has its rows readable, and C writable, up to a multiple of kTileRows; depth is a

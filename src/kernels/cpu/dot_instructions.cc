@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cpu/dot_instructions.h"
 
+#include "kernels/cpu/tile_shape.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
@@ -53,14 +55,7 @@ namespace {
 
 // Four accumulators of 16 x 16, as many as two operands each leave room for.
 __attribute__((target("amx-tile,amx-bf16"))) double bf16_tile_rounds(int64_t rounds, float* sink) {
-  struct Shape {  // as the instruction reads it
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-  };
-  alignas(64) Shape shape = {};
-  shape.palette = 1;
-  for (int i = 0; i < 8; ++i) shape.row_bytes[i] = 64, shape.rows[i] = 16;
+  const cpu::TileShape shape;
   alignas(64) float tile[256];
   for (float& x : tile) x = *sink;
   // The intrinsics do not tell the compiler what memory they touch.
@@ -84,7 +79,7 @@ __attribute__((target("amx-tile,amx-bf16"))) double bf16_tile_rounds(int64_t rou
   _tile_release();
   asm volatile("" ::"r"(tile) : "memory");
   *sink = tile[0];
-  constexpr double kOperations = 2.0 * 16 * 16 * 32;
+  constexpr double kOperations = 2.0 * cpu::kTileRows * 16 * 2 * cpu::kTilePairs;
   return 4 * kOperations * static_cast<double>(rounds);
 }
 

@@ -89,8 +89,7 @@ HWY_INLINE void with_rows(int64_t rows, const Body& body) {
 }
 
 /// scores[r * stride + c] = q_r . k_c for 1 to 4 packed query rows. Writes up to three columns past the
-/// last key; The
-/// values are asked for along the way. `stage` holds four rows.
+/// last key. The values are asked for along the way. `stage` holds four rows.
 HWY_INLINE void score_rows(const AttentionArgs& a, int64_t b, int64_t head, const KeyTile& tile,
                            const float* q, int64_t rows, float* stage, float* scores, int64_t stride) {
   const bool in_place = a.k.dtype == DType::f32 && a.dim == packed_depth(a);

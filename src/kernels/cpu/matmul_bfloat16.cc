@@ -6,6 +6,7 @@
 #include "fovea/core/dtype.h"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+#include "kernels/cpu/bfloat16_unit.h"
 #include "kernels/cpu/matmul_panels.h"
 #include "kernels/cpu/matmul_vnni-inl.h"
 
@@ -40,7 +41,7 @@ void multiply_bfloat16_impl(const BFloat16Panels& panels, int64_t panel_begin, i
     const uint16_t* panel = panels.data + p * pairs * 2 * kPanelRows;
     float* out = y.data + p * kPanelRows;
     const int64_t columns = HWY_MIN(kPanelRows, y.columns - p * kPanelRows);
-    if (has_bfloat16_dots()) {
+    if (has_native_bfloat16()) {
       bfloat16_dot_panel(panel, pairs, x, x_rows, out, y.stride, columns);
       continue;
     }
@@ -52,8 +53,6 @@ void multiply_bfloat16_impl(const BFloat16Panels& panels, int64_t panel_begin, i
     }
   }
 }
-
-bool has_bfloat16_dots_impl() { return has_bfloat16_dots(); }
 
 // Round to nearest even by adding half of the last kept bit, less one unless that bit is set; NaN stays NaN.
 void round_to_bfloat16_impl(const float* x, int64_t count, uint16_t* out) {
@@ -83,10 +82,9 @@ HWY_AFTER_NAMESPACE();
 namespace fovea::kernels::cpu {
 
 HWY_EXPORT(multiply_bfloat16_impl);
-HWY_EXPORT(has_bfloat16_dots_impl);
 HWY_EXPORT(round_to_bfloat16_impl);
 
-bool has_native_bfloat16() { return HWY_DYNAMIC_DISPATCH(has_bfloat16_dots_impl)(); }
+bool has_native_bfloat16() { return bfloat16_unit() != BFloat16Unit::none; }
 
 void multiply_bfloat16(const BFloat16Panels& panels, int64_t panel_begin, int64_t panel_end,
                        const uint16_t* x, int64_t x_rows, const Output& y) {

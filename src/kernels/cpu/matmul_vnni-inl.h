@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products of bytes and of bf16 pairs by the AVX-512 instructions that Highway does not name. Where they do
-// not exist, `has_byte_dots` and `has_bfloat16_dots` are false and callers take their portable form.
+// not exist, `has_byte_dots` (of bf16: `bfloat16_unit`) says so and callers take their portable form.
 #if defined(FOVEA_MATMUL_VNNI_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOVEA_MATMUL_VNNI_INL_H_
 #undef FOVEA_MATMUL_VNNI_INL_H_
@@ -148,11 +148,6 @@ inline void byte_dot_panels(const AffinePanels& panels, int64_t panel_begin, int
 
 #define FOVEA_BFLOAT16_DOTS __attribute__((target(HWY_TARGET_STR ",avx512bf16")))
 
-inline bool has_bfloat16_dots() {
-  static const bool supported = __builtin_cpu_supports("avx512bf16") != 0;
-  return supported;
-}
-
 template <int kRows>
 FOVEA_BFLOAT16_DOTS void bfloat16_dot_tile(const uint16_t* panel, int64_t pairs, const uint16_t* x, float* y,
                                            int64_t y_stride, __mmask16 lanes) {
@@ -187,7 +182,6 @@ FOVEA_BFLOAT16_DOTS inline void bfloat16_dot_panel(const uint16_t* panel, int64_
 
 #else
 
-inline bool has_bfloat16_dots() { return false; }
 inline void bfloat16_dot_panel(const uint16_t*, int64_t, const uint16_t*, int64_t, float*, int64_t, int64_t) {
 }
 inline bool has_byte_dots() { return false; }
