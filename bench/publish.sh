@@ -1,17 +1,12 @@
 #!/usr/bin/env bash
-# Measures everything docs/benchmarks.md reports and writes it anew, with its plot. Takes about half an hour on two cores.
+# Measures everything docs/benchmarks.md reports and writes it anew, with its plot. Takes about twenty minutes on two cores.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. bench/peers/environment.sh
+need_peers llama-cpp-python torch matplotlib
 fovea=build/program/bin/fovea
-environment=${FOVEA_PEERS:-build/peers}
 results=build/benchmarks
 mkdir -p "$results"
-
-if [ ! -x "$environment/bin/python" ]; then
-  python3 -m venv "$environment"
-  CMAKE_ARGS=-DGGML_NATIVE=ON "$environment/bin/pip" install --quiet llama-cpp-python
-fi
-"$environment/bin/pip" install --quiet torch matplotlib
 
 "$fovea" info >"$results/info.txt"
 "$fovea" bench --roofline --json >"$results/roofline.json"

@@ -102,35 +102,45 @@ std::vector<KernelCase> window_cases() {
   return cases;
 }
 
-constexpr int64_t kPlanLength = 32768;
-constexpr Sizes kPlanned{
-    .heads_q = 3, .heads_kv = 1, .queries = kPlanLength, .keys = kPlanLength, .causal = true};
+// Plans that a group compares with all keys: `run` is prepared on a problem of those sizes and a plan.
+using PlanRun = std::function<std::function<void()>(const Sizes& sizes, const kernels::KeyPlan& plan)>;
 
-template <typename Work>
-void add_planned(std::vector<KernelCase>& cases, const std::string& name, const kernels::KeyPlan& plan,
-                 double flops, Work work) {
-  const double density = causal_density(plan);
-  KernelCase planned{name + " of " + cases.front().problem, density * flops, kPlanned.bytes(), DType::f32,
-                     [plan, work] { return [plan, p = make(kPlanned), work] { work(p, plan); }; }};
-  planned.beside = 0;
-  cases.push_back(planned);
+// `all` is the case of all keys.
+std::vector<KernelCase> with_plans(const KernelCase& all, const Sizes& s,
+                                   const std::vector<double>& densities, const PlanRun& run) {
+  std::vector<KernelCase> cases{all};
+  const auto add = [&](const std::string& name, const kernels::KeyPlan& plan) {
+    KernelCase planned{name + " of " + all.problem, causal_density(plan) * all.flops, all.bytes, DType::f32,
+                       [plan, s, run] { return run(s, plan); }};
+    planned.beside = 0;
+    cases.push_back(planned);
+  };
+  for (double density : densities) {
+    const std::string text = print_fixed(density, 2);
+    add("blocks " + text, random_block_plan(s.keys, 64, density, kSeed));
+    add("stripes " + text, random_stripe_plan(s.keys, 64, density, kSeed));
+    add("tokens " + text, random_token_plan(s.keys, density, 0.02, kSeed));
+  }
+  add("unlike tokens 0.02", random_token_plan(s.keys, 0.02, 1.0, kSeed));
+  return cases;
 }
 
 std::vector<KernelCase> plan_cases() {
-  std::vector<KernelCase> cases{forward_case(kPlanned)};
-  const auto add = [&](const std::string& name, const kernels::KeyPlan& plan) {
-    add_planned(cases, name, plan, kPlanned.flops(), [](const Problem& p, const kernels::KeyPlan& keys) {
-      kernels::plan_forward(p.q, p.k, p.v, keys, p.params);
-    });
-  };
-  for (double density : {0.02, 0.1, 0.5})
-    add("blocks " + print_fixed(density, 2), random_block_plan(kPlanLength, 64, density, kSeed));
-  for (double density : {0.02, 0.1})
-    add("stripes " + print_fixed(density, 2), random_stripe_plan(kPlanLength, 64, density, kSeed));
-  for (double density : {0.02, 0.1})
-    add("tokens " + print_fixed(density, 2), random_token_plan(kPlanLength, density, 0.02, kSeed));
-  add("unlike tokens 0.02", random_token_plan(kPlanLength, 0.02, 1.0, kSeed));
-  return cases;
+  const Sizes s{.heads_q = 3, .heads_kv = 1, .queries = 32768, .keys = 32768, .causal = true};
+  return with_plans(
+      forward_case(s), s, {0.02, 0.1, 0.3}, [](const Sizes& sizes, const kernels::KeyPlan& plan) {
+        return [p = make(sizes), plan] { kernels::plan_forward(p.q, p.k, p.v, plan, p.params); };
+      });
+}
+
+std::vector<KernelCase> plan_backward_cases() {
+  const Sizes s{.heads_q = 3, .heads_kv = 1, .queries = 8192, .keys = 8192, .causal = true};
+  return with_plans(backward_case(s), s, {0.02, 0.1}, [](const Sizes& sizes, const kernels::KeyPlan& plan) {
+    const Problem p = make(sizes);
+    const AttentionResult forward = kernels::plan_forward(p.q, p.k, p.v, plan, p.params);
+    const Tensor d_o = random_normal(forward.o.shape(), kSeed, 3);
+    return [=] { kernels::plan_backward(p.q, p.k, p.v, plan, forward, d_o, p.params); };
+  });
 }
 
 Sizes step(int64_t keys, int64_t heads_q, int64_t heads_kv, int64_t dim, DType dtype) {
@@ -221,6 +231,7 @@ const std::vector<KernelGroup>& kernel_groups() {
       {"backward", "its gradients", backward_cases},
       {"windows", "thousands of short sequences", window_cases},
       {"plan", "planned keys beside all keys", plan_cases},
+      {"plan-backward", "its gradients", plan_backward_cases},
       {"decode", "one query over a long cache", decode_cases},
       {"scan", "linear attention as a recurrence", scan_cases},
       {"product", "rows times compact weights", product_cases},

@@ -105,6 +105,13 @@ std::vector<KernelCase> scan_cases() {
                            kernels::linear_scan(scan.q, scan.k, scan.v, scan.params);
                          };
                        }});
+      // Counted as attention's: two and a half times the forward's operations.
+      cases.push_back({text(rule, "backward", kHeads, kLength, dim), 2.5 * flops, 3 * bytes, DType::f32, [=] {
+                         const Scan scan = make_scan(rule, kHeads, kLength, dim);
+                         const Tensor d_o = random_normal(scan.v.shape(), kSeed, 10);
+                         return
+                             [=] { kernels::linear_scan_backward(scan.q, scan.k, scan.v, d_o, scan.params); };
+                       }});
     }
   for (const Rule& rule : {kRules[2], kRules[4]}) cases.push_back(step_case(rule));
   return cases;
