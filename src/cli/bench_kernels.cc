@@ -32,16 +32,29 @@ struct KernelRow {
   double time() const { return seconds / other_seconds; }
 };
 
+Timed timed(const KernelCase& subject) {
+  Timed result{subject.prepare()};
+  if (subject.threads > 0)
+    result.before = [count = subject.threads, run = result.run] {
+      if (threads() == count) return;
+      set_threads(count);
+      run();  // the first call of new workers finds their memory cold
+    };
+  return result;
+}
+
 KernelRow run_case(const KernelGroup& group, const std::vector<KernelCase>& cases, const KernelCase& subject,
                    int repeat) {
   KernelRow row{&group, subject, {}};
-  Timed timed{subject.prepare()}, other;
+  Timed own = timed(subject), other;
   if (subject.beside >= 0) {
     row.other = cases[static_cast<size_t>(subject.beside)];
-    other.run = row.other->prepare();
+    other = timed(*row.other);
   }
-  measure(timed, row.other ? &other : nullptr, repeat);
-  row.seconds = timed.median();
+  const int before = threads();
+  measure(own, row.other ? &other : nullptr, repeat);
+  if (threads() != before) set_threads(before);
+  row.seconds = own.median();
   if (row.other) row.other_seconds = other.median();
   return row;
 }

@@ -16,6 +16,7 @@ constexpr double kEnoughSeconds = 0.25, kMostSeconds = 2.0;
 }  // namespace
 
 void Timed::once() {
+  if (before) before();
   memory::reset_peak();
   const auto begin = std::chrono::steady_clock::now();
   run();

@@ -10,6 +10,7 @@ namespace fovea::cli {
 /// Something that is run again and again, and what its runs took.
 struct Timed {
   std::function<void()> run;
+  std::function<void()> before = {};  ///< not timed; may be empty
   std::vector<double> seconds = {};
   int64_t scratch_bytes = 0;  ///< peak of the last run beyond what it left behind
 

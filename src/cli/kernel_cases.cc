@@ -205,15 +205,10 @@ std::vector<KernelCase> thread_cases() {
   std::vector<KernelCase> cases;
   const auto add = [&](const std::string& name, KernelCase all) {
     all.problem = name + " " + all.problem;
+    all.threads = threads();
     KernelCase one = all;
     one.problem += ", 1 thread";
-    one.prepare = [prepare = all.prepare] {
-      return [work = prepare(), count = threads()] {
-        set_threads(1);
-        work();
-        set_threads(count);
-      };
-    };
+    one.threads = 1;
     all.beside = static_cast<int>(cases.size());
     cases.push_back(one);
     cases.push_back(all);

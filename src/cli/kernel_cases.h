@@ -15,6 +15,7 @@ struct KernelCase {
   double flops = 0, bytes = 0;    ///< useful operations; bytes read and written at least once
   DType arithmetic = DType::f32;  ///< whose ceiling bounds the operations
   std::function<std::function<void()>()> prepare;  ///< makes the inputs; what it returns is timed
+  int threads = 0;                                 ///< 0: as many as the program uses
   int beside = -1;                                 ///< index of the case of the group it is compared with
 };
 

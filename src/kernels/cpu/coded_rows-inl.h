@@ -99,7 +99,7 @@ inline CodeRun run_of(const CodeShape& shape, const AffineRows& rows, const cpu:
   const int64_t first = chunk.position[0];
   if (chunk.count == count && chunk.position[count - 1] == first + count - 1)
     return {rows.codes + first * shape.code_bytes, scales + first * shape.scale_bytes};
-  copy.reserve(cpu::kChunk * (shape.code_bytes + shape.scale_bytes));
+  copy.reserve(cpu::kCopiedChunk * (shape.code_bytes + shape.scale_bytes));
   uint8_t* codes = copy.data();
   uint8_t* copied_scales = codes + count * shape.code_bytes;
   std::memset(codes, 0, static_cast<size_t>(count * (shape.code_bytes + shape.scale_bytes)));

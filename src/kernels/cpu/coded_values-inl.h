@@ -29,7 +29,7 @@ struct CodedValues {
   memory::Buffer<int8_t> weights;  // [row, scale vector, step, high and low, 64]
 
   void reserve(const CodeShape& shape) {
-    const int64_t steps = shape.vectors * cpu::kChunk / shape.keys_of_four();
+    const int64_t steps = shape.vectors * cpu::kCopiedChunk / shape.keys_of_four();
     quads.reserve(steps * 8 / shape.bits * 256);
     scales.reserve(steps * 32);
     exact.reserve(steps * 16);

@@ -11,7 +11,8 @@ namespace fovea::kernels::cpu {
 
 /// Keys worked on at a time, at most: going back and forth between keys and values costs a memory latency.
 inline constexpr int64_t kChunk = 512;
-/// The same where rows are first copied as f32, which then come from a near cache.
+/// The same where rows are first copied as f32 or are codes: the copies then stay in a near cache, and
+/// integer sums over so many keys do not overflow.
 inline constexpr int64_t kCopiedChunk = 64;
 /// Splits of one sequence.
 inline constexpr int64_t kMaxSplits = 64;
