@@ -3,8 +3,7 @@
 //
 // A split is a stretch of the keys that the rows of one kv head may see. Its task walks it in chunks of
 // kChunk keys: scores of all rows, softmax, values. Per row a split leaves m = max s, l = sum exp(s - m) and
-// a = sum exp(s - m) v; the splits of a head are merged in order. Where weights are rounded before they meet
-// the values, o is divided by the sum of the rounded ones, and lse knows the exact sum.
+// a = sum exp(s - m) v; the splits of a head are merged in order.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -43,19 +42,16 @@ struct Scratch {
   memory::Buffer<float> coded_k, coded_v;  // the same without padding, as codes are read
 };
 
-// Partial results of one split: m, l, the sum of the weights as the values meet them [rows], a [rows,
-// padded(dim_v)].
+// Partial results of one split: m, l [rows], a [rows, padded(dim_v)].
 struct Partial {
-  float *maximum, *sum, *weight_sum, *values;
+  float *maximum, *sum, *values;
 
-  Partial() = default;
-  Partial(float* from, int64_t rows)
-      : maximum(from), sum(from + rows), weight_sum(from + 2 * rows), values(from + 3 * rows) {}
-  static int64_t size(int64_t rows, int64_t width) { return rows * (width + 3); }
+  Partial(float* from, int64_t rows) : maximum(from), sum(from + rows), values(from + 2 * rows) {}
+  static int64_t size(int64_t rows, int64_t width) { return rows * (width + 2); }
 
   Partial from_row(int64_t row, int64_t width) const {
     Partial part = *this;
-    part.maximum += row, part.sum += row, part.weight_sum += row, part.values += row * width;
+    part.maximum += row, part.sum += row, part.values += row * width;
     return part;
   }
 };
@@ -104,8 +100,8 @@ void adjust_scores(const DecodeTask& task, const DecodeChunk& chunk, int64_t h, 
   }
 }
 
-// m' = max(m, max s); s <- exp(s - m'); l <- l exp(m - m') + sum s; a <- a exp(m - m'). Returns exp(m - m').
-float softmax_row(float* s, int64_t count, float* maximum, float* sum, float* values, int64_t width) {
+// m' = max(m, max s); s <- exp(s - m'); l <- l exp(m - m') + sum s; a <- a exp(m - m').
+void softmax_row(float* s, int64_t count, float* maximum, float* sum, float* values, int64_t width) {
   const Floats d;
   std::fill(s + count, s + round_up(count, kLanes), -kInfinity);
   auto top = hn::Set(d, -kInfinity);
@@ -122,14 +118,13 @@ float softmax_row(float* s, int64_t count, float* maximum, float* sum, float* va
   const float more = hn::GetLane(hn::SumOfLanes(d, total));
   if (now == before) {
     *sum += more;
-    return 1.0f;
+    return;
   }
   const auto factor = exp_of(d, hn::Set(d, before - now));
   *sum = *sum * hn::GetLane(factor) + more;
   for (int64_t c = 0; c < width; c += kLanes)
     hn::StoreU(hn::Mul(factor, hn::LoadU(d, values + c)), d, values + c);
   *maximum = now;
-  return hn::GetLane(factor);
 }
 
 // Calls body(row, integral_constant of the rows) for blocks of at most kMost rows.
@@ -223,14 +218,9 @@ void attend_chunk(const DecodeTask& task, Scratch& scratch, DecodeChunk& chunk, 
   const Partial out = whole_out.from_row(first, width_v);
   [[maybe_unused]] const bool rounds = dots_bfloat16<TV>(a.dim_v);
   const auto fold = [&](int64_t r, float* s, int64_t count) HWY_ATTR {
-    const float factor =
-        softmax_row(s, count, out.maximum + r, out.sum + r, out.values + r * width_v, width_v);
+    softmax_row(s, count, out.maximum + r, out.sum + r, out.values + r * width_v, width_v);
 #if HWY_TARGET == HWY_AVX3
-    if (rounds)
-      out.weight_sum[r] =
-          out.weight_sum[r] * factor + round_weights(s, count, scratch.weights.data() + r * kChunk);
-#else
-    (void)factor;
+    if (rounds) round_weights(s, count, scratch.weights.data() + r * kChunk);
 #endif
   };
   const auto add_values_of = [&](const void* const* v, int64_t count, int64_t r, int64_t some) HWY_ATTR {
@@ -371,7 +361,6 @@ void attend_split_of(const DecodeTask& task, Scratch& scratch, const Partial& ou
   load_queries<T>(task, dots_bfloat16<T>(a.dim) && !widen_k, scratch.q.data());
   std::fill_n(out.maximum, rows, -kInfinity);
   std::fill_n(out.sum, rows, 0.0f);
-  std::fill_n(out.weight_sum, rows, 0.0f);
   std::fill_n(out.values, rows * width_v, 0.0f);
 
 #if FOVEA_CODED_DOTS
@@ -408,7 +397,6 @@ void attend_split_of(const DecodeTask& task, Scratch& scratch, const Partial& ou
     else
       attend_chunk<T, T>(task, scratch, chunk, 0, rows, out);
   }
-  if (!rounds) std::copy_n(out.sum, rows, out.weight_sum);
 #if HWY_TARGET == HWY_AVX3
   for (int64_t r = 0; rounds && r < rows; ++r) order_channels(width_v, out.values + r * width_v);
 #endif
@@ -424,14 +412,13 @@ void merge_row_of(const Partial& part, int64_t splits, int64_t step, float sink,
   for (int64_t n = 0; n < splits; ++n) top = std::max(top, part.maximum[n * step]);
   const float shift = top == -kInfinity ? 0.0f : top;
   float weight[kMaxSplits];
-  float total = std::exp(sink - shift), divisor = total;
+  float total = std::exp(sink - shift);
   for (int64_t n = 0; n < splits; ++n) {
     weight[n] = std::exp(part.maximum[n * step] - shift);
     total += weight[n] * part.sum[n * step];
-    divisor += weight[n] * part.weight_sum[n * step];
   }
   a.lse[row] = shift + std::log(total);
-  const float inverse = divisor == 0 ? 0.0f : 1.0f / divisor;
+  const float inverse = total == 0 ? 0.0f : 1.0f / total;
   T* o = static_cast<T*>(a.o) + row * a.dim_v;
   for (int64_t n = 0; n < splits; ++n) weight[n] *= inverse;
   for (int64_t c = 0; c < width; c += kLanes) {
