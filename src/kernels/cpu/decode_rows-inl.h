@@ -118,20 +118,15 @@ void add_values(const void* const* v, int64_t count, const float* weights, int64
 }
 
 #if HWY_TARGET == HWY_AVX3
-// weights[0..count) = row rounded to bf16, and zeros up to the next multiple of 32; returns the sum of what
-// they were rounded to.
-FOVEA_BFLOAT16_DOTS inline float round_weights(const float* row, int64_t count, BFloat16* weights) {
-  const auto ones = (__m512bh)_mm512_set1_epi32(0x3F803F80);
-  __m512 sum = _mm512_setzero_ps();
+// weights[0..count) = row rounded to bf16, and zeros up to the next multiple of 32.
+FOVEA_BFLOAT16_DOTS inline void round_weights(const float* row, int64_t count, BFloat16* weights) {
   for (int64_t j = 0; j < count; j += 32) {
     const uint32_t inside = j + 32 <= count ? ~0u : (1u << (count - j)) - 1;
     const __m512 low = _mm512_maskz_loadu_ps(static_cast<__mmask16>(inside), row + j);
     const __m512 high = _mm512_maskz_loadu_ps(static_cast<__mmask16>(inside >> 16), row + j + 16);
     const __m512bh both = _mm512_cvtne2ps_pbh(high, low);
     _mm512_storeu_si512(weights + j, (__m512i)both);
-    sum = _mm512_dpbf16_ps(sum, both, ones);
   }
-  return _mm512_reduce_add_ps(sum);
 }
 
 // The sums of add_columns by dots of the bf16 of two neighbouring keys. Interleaving two rows leaves every 32
