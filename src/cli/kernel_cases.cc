@@ -172,7 +172,7 @@ KernelCase coded_case(const Sizes& s, const cache::PolicySpec& storage, int64_t 
     return held;
   };
   std::string name = storage.name;
-  for (const auto& [key, value] : storage.options) name += " " + key + "=" + value;
+  for (const auto& [key, value] : storage.options) name.append(" ").append(key).append("=").append(value);
   KernelCase coded{name + s.text().substr(s.text().find(' ')), s.flops(),
                    static_cast<double>(2 * s.heads_kv * s.keys * row_bytes), DType::f32,
                    [s, fill] { return [q = make(s).q, held = fill()] { held->attend(q, {}, 0); }; }};

@@ -181,7 +181,7 @@ int64_t RecipeMeasurement::facts_found() const {
   return std::count_if(answers.begin(), answers.end(), [](const auto& answer) { return answer.correct; });
 }
 
-Comparison compare(std::shared_ptr<const model::Model> model, const std::string& text,
+Comparison compare(const std::shared_ptr<const model::Model>& model, const std::string& text,
                    const std::vector<Recipe>& given, const CompareOptions& options,
                    const CompareProgress& progress) {
   options::validate(options, "compare");

@@ -75,7 +75,7 @@ using CompareProgress = std::function<void(const std::string& what, double done)
 /// Runs every recipe over `text` (repeated from its start where a length needs more). Exact attention is
 /// added when `recipes` lacks it. Throws Error for a length beyond the model's context, an empty text, or a
 /// recipe the model cannot run.
-Comparison compare(std::shared_ptr<const model::Model> model, const std::string& text,
+Comparison compare(const std::shared_ptr<const model::Model>& model, const std::string& text,
                    const std::vector<model::Recipe>& recipes, const CompareOptions& options = {},
                    const CompareProgress& progress = {});
 

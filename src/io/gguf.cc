@@ -317,7 +317,7 @@ double GgufFile::number(std::string_view key, std::optional<double> fallback) co
 bool GgufFile::boolean(std::string_view key, std::optional<bool> fallback) const {
   return value(key, fallback, "true or false");
 }
-std::string GgufFile::string(std::string_view key, std::optional<std::string> fallback) const {
+std::string GgufFile::string(std::string_view key, const std::optional<std::string>& fallback) const {
   return value(key, fallback, "a string");
 }
 
@@ -340,7 +340,7 @@ Tensor GgufFile::view(const GgufTensor& tensor) const {
   if (at != nullptr && reinterpret_cast<uintptr_t>(at) % static_cast<uintptr_t>(size_of(*dtype)) == 0)
     return Tensor::wrap(const_cast<std::byte*>(at), tensor.shape, *dtype, owner_);
   Tensor copy = Tensor::empty(tensor.shape, *dtype);
-  if (!tensor.bytes.empty()) std::memcpy(copy.raw(), at, tensor.bytes.size());
+  if (at != nullptr) std::memcpy(copy.raw(), at, tensor.bytes.size());
   return copy;
 }
 

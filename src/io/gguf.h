@@ -44,7 +44,7 @@ class GgufFile {
   int64_t integer(std::string_view key, std::optional<int64_t> fallback = {}) const;
   double number(std::string_view key, std::optional<double> fallback = {}) const;
   bool boolean(std::string_view key, std::optional<bool> fallback = {}) const;
-  std::string string(std::string_view key, std::optional<std::string> fallback = {}) const;
+  std::string string(std::string_view key, const std::optional<std::string>& fallback = {}) const;
 
   const std::map<std::string, GgufValue, std::less<>>& metadata() const { return metadata_; }
   const std::vector<GgufTensor>& tensors() const { return tensors_; }
